@@ -1,0 +1,106 @@
+"""The training loop: gradient descent on the model's coefficients, compiled or eager."""
+
+from functools import partial
+from time import perf_counter
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Float
+
+from jaxp3.device import describe_device, find_device
+from jaxp3.model import Coefficients, loss
+from jaxp3.optimizer import update
+from p3.data import make_points
+from p3.result import FitResult
+from p3.spec import TrainingSpec
+from p3.training import Piece, Progress, piece_lengths, train
+
+
+def scan_steps(
+    coefficients: Coefficients,
+    x: Float[Array, "points"],
+    y: Float[Array, "points"],
+    learning_rates: Float[Array, "steps"],
+) -> tuple[Coefficients, Float[Array, "steps"]]:
+    """One update for each learning rate: the coefficients after the last, and the loss before each."""
+
+    def step(coefficients, learning_rate):
+        value, gradients = jax.value_and_grad(loss)(coefficients, x, y)
+        return update(coefficients, gradients, learning_rate), value
+
+    return jax.lax.scan(step, coefficients, learning_rates)
+
+
+def compile_piece(
+    spec: TrainingSpec, coefficients: Coefficients, x: Float[Array, "points"], y: Float[Array, "points"]
+) -> Piece[Coefficients]:
+    """The whole loop of a piece as one compiled program for each length of piece."""
+    compiled = {
+        length: jax.jit(scan_steps).lower(coefficients, x, y, jnp.empty(length, x.dtype)).compile()
+        for length in piece_lengths(spec)
+    }
+
+    def piece(
+        coefficients: Coefficients, learning_rates: Float[np.ndarray, "steps"]
+    ) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
+        coefficients, losses = compiled[len(learning_rates)](coefficients, x, y, jnp.asarray(learning_rates))
+        return jax.block_until_ready(coefficients), np.asarray(losses)
+
+    return piece
+
+
+def eager_piece(
+    x: Float[Array, "points"],
+    y: Float[Array, "points"],
+    coefficients: Coefficients,
+    learning_rates: Float[np.ndarray, "steps"],
+) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
+    """The same loop in Python, one operation at a time."""
+    losses = []
+    for learning_rate in jnp.asarray(learning_rates):
+        value, gradients = jax.value_and_grad(loss)(coefficients, x, y)
+        coefficients = update(coefficients, gradients, learning_rate)
+        losses.append(value)
+    return jax.block_until_ready(coefficients), np.asarray(jnp.stack(losses))
+
+
+def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
+    """
+    Fit the specification with JAX and optax.
+
+    Parameters
+    ----------
+    spec : what to fit
+    progress : called as progress(step, loss) each log_every steps, and at the last
+
+    Raises
+    ------
+    InputError
+        The points are not finite in the specification's dtype, or there is no such device.
+    DivergenceError
+        A loss or a coefficient is not finite.
+    """
+    device = find_device(spec.device)
+    # float64 is switched on for this fit alone: the flag is the thread's while the context lasts.
+    with jax.enable_x64(spec.dtype == "float64"), jax.default_device(device):
+        points = make_points(spec)
+        x, y = jnp.asarray(points.x), jnp.asarray(points.y)
+        start = {name: jnp.asarray(value, x.dtype) for name, value in spec.start.model_dump().items()}
+        begin = perf_counter()
+        piece = compile_piece(spec, start, x, y) if spec.jit else partial(eager_piece, x, y)
+        compile_seconds = perf_counter() - begin
+        trained = train(spec, piece, start, progress)
+    return FitResult(
+        backend="jax",
+        spec=spec,
+        device=describe_device(device),
+        compiled=spec.jit,
+        coefficients=trained.coefficients,
+        losses=trained.losses,
+        seconds={"compile": compile_seconds if spec.jit else 0.0, "run": trained.seconds},
+        versions={"jax": jax.__version__, "jaxlib": jaxlib.__version__, "optax": optax.__version__},
+    )

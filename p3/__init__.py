@@ -1,0 +1,7 @@
+"""What both frameworks share: the specification, the points, closed forms, results and their comparison."""
+
+from p3.errors import DivergenceError, InputError
+from p3.result import FitResult
+from p3.spec import TrainingSpec
+
+__all__ = ["DivergenceError", "FitResult", "InputError", "TrainingSpec"]

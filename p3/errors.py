@@ -1,0 +1,29 @@
+"""What can go wrong, in the two kinds a caller tells apart."""
+
+
+class InputError(ValueError):
+    """
+    What was asked for cannot be done: a specification, a file, a device or a framework that is not there.
+
+    The message is one line: what was given, what is allowed, what to do. The commands print it and exit with 2.
+    """
+
+
+class DivergenceError(ArithmeticError):
+    """
+    The fit left the finite numbers.
+
+    Attributes
+    ----------
+    step : the first step, counted from 0, whose loss or update is not finite
+    loss : the loss before that step's update
+    """
+
+    def __init__(self, step: int, loss: float, learning_rate: float) -> None:
+        """Say where it happened, and what usually helps."""
+        super().__init__(
+            f"the fit diverged at step {step}: loss {loss}; "
+            f"try a learning rate below {learning_rate:g} or a start nearer to the answer"
+        )
+        self.step = step
+        self.loss = loss
