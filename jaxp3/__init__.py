@@ -1,6 +1,8 @@
-"""JAX: the operator P3, the model that uses it, and its fit.
+"""
+JAX: the operator P3, the model that uses it, and its fit.
 
-The names load on first use, so that `python -m jaxp3 --help`, or the message that a framework is missing, need none.
+The names load on first use, so that `python -m jaxp3 --help`, or the message that a framework is
+missing, need none.
 """
 
 import lazy_loader

@@ -20,6 +20,20 @@ from p3.spec import TrainingSpec
 from p3.training import Piece, Progress, piece_lengths, train
 
 
+def loss_and_gradients(
+    coefficients: Coefficients, x: Float[Array, "points"], y: Float[Array, "points"]
+) -> tuple[Float[Array, ""], Coefficients]:
+    """
+    `jax.value_and_grad(loss)`, as a sum over the points of each point's own loss and gradients.
+
+    XLA turns each of the five sums into kernels of its own, and at 2000 points their number is what a step costs;
+    five rows summed at once take half the time.
+    """
+    values, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0, 0))(coefficients, x, y)
+    value, *sums = jnp.stack([values, *gradients.values()]).sum(axis=1)
+    return value, dict(zip(gradients, sums, strict=True))
+
+
 def scan_steps(
     coefficients: Coefficients,
     x: Float[Array, "points"],
@@ -29,10 +43,10 @@ def scan_steps(
     """One update for each learning rate: the coefficients after the last, and the loss before each."""
 
     def step(coefficients, learning_rate):
-        value, gradients = jax.value_and_grad(loss)(coefficients, x, y)
+        value, gradients = loss_and_gradients(coefficients, x, y)
         return update(coefficients, gradients, learning_rate), value
 
-    return jax.lax.scan(step, coefficients, learning_rates)
+    return jax.lax.scan(step, coefficients, learning_rates, unroll=4)  # a tenth faster, and more gains nothing
 
 
 def compile_piece(
@@ -47,7 +61,7 @@ def compile_piece(
     def piece(
         coefficients: Coefficients, learning_rates: Float[np.ndarray, "steps"]
     ) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
-        coefficients, losses = compiled[len(learning_rates)](coefficients, x, y, jnp.asarray(learning_rates))
+        coefficients, losses = compiled[len(learning_rates)](coefficients, x, y, learning_rates)
         return jax.block_until_ready(coefficients), np.asarray(losses)
 
     return piece
@@ -91,7 +105,11 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
         x, y = jnp.asarray(points.x), jnp.asarray(points.y)
         start = {name: jnp.asarray(value, x.dtype) for name, value in spec.start.model_dump().items()}
         begin = perf_counter()
-        piece = compile_piece(spec, start, x, y) if spec.jit else partial(eager_piece, x, y)
+        if spec.jit:
+            piece = compile_piece(spec, start, x, y)
+        else:
+            piece = partial(eager_piece, x, y)
+            piece(start, np.zeros(1, spec.dtype))  # a step thrown away, on which libraries load
         compile_seconds = perf_counter() - begin
         trained = train(spec, piece, start, progress)
     return FitResult(
@@ -101,6 +119,6 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
         compiled=spec.jit,
         coefficients=trained.coefficients,
         losses=trained.losses,
-        seconds={"compile": compile_seconds if spec.jit else 0.0, "run": trained.seconds},
+        seconds={"compile": compile_seconds, "run": trained.seconds},
         versions={"jax": jax.__version__, "jaxlib": jaxlib.__version__, "optax": optax.__version__},
     )

@@ -18,12 +18,14 @@ class _Backend(NamedTuple):
 
 BACKENDS: dict[BackendName, _Backend] = {
     "torch": _Backend("PyTorch", "torchp3", ("torch",), 'pip install "torch>=2.13"'),
-    "jax": _Backend("JAX", "jaxp3", ("jax", "jaxlib", "optax"), 'pip install "jax>=0.10" "jaxlib>=0.10" "optax>=0.2.5"'),
+    "jax": _Backend(
+        "JAX", "jaxp3", ("jax", "jaxlib", "optax"), 'pip install "jax>=0.10" "jaxlib>=0.10" "optax>=0.2.5"'
+    ),
 }
 
 
 def load(name: BackendName) -> ModuleType:
-    """Import `torchp3` or `jaxp3`. Raises `InputError`, with the command that installs it, if its framework is missing."""
+    """Import `torchp3` or `jaxp3`. Raises `InputError`, with what installs it, if its framework is missing."""
     backend = BACKENDS[name]
     for needed in backend.needs:
         try:

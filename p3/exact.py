@@ -57,9 +57,7 @@ def best_fit(points: Points) -> BestFit:
     return BestFit(loss, {"a": float(a), "b": float(b), "c": float(c), "d": float(d)})
 
 
-def gradient_terms(
-    coefficients: Mapping[str, float], points: Points
-) -> dict[str, Float[np.ndarray, "points"]]:
+def gradient_terms(coefficients: Mapping[str, float], points: Points) -> dict[str, Float[np.ndarray, "points"]]:
     """
     The chain rule by hand: for each coefficient the terms, one a point, whose sum is ∂loss/∂coefficient.
 

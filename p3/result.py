@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from jaxtyping import Float64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, model_validator
 
 from p3.backends import BackendName
@@ -39,7 +38,8 @@ class FitResult(BaseModel):
     compiled : whether the loop was compiled; False where the specification says `jit = false`, or had to be ignored
     coefficients : {"a": ..., "b": ..., "c": ..., "d": ...} after the last update
     losses : float64, shape (steps,): the loss before each update
-    seconds : {"compile": ..., "run": ...}; wall-clock time to compile the loop, and of the loop alone
+    seconds : {"compile": ..., "run": ...}; wall-clock time to compile the loop (or to load what an eager one needs),
+        and of the loop alone
     versions : of the framework and what it was run with
     """
 

@@ -48,8 +48,10 @@ def compiled_scan_steps() -> Any:
 
 def compile_piece(
     spec: TrainingSpec, coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
-) -> Piece[Coefficients]:
-    """The whole loop of a piece as one compiled program; a length of 1 is a program of its own."""
+) -> Piece[Coefficients] | None:
+    """The loop of a piece as one compiled program, or None, and a warning, where there is no working C++ compiler."""
+    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler  # imports the compiler
+
     scan_steps = compiled_scan_steps()
 
     def piece(
@@ -58,8 +60,16 @@ def compile_piece(
         coefficients, losses = scan_steps(coefficients, x, y, torch.as_tensor(learning_rates, device=x.device))
         return coefficients, losses.cpu().numpy()
 
-    for length in {min(length, 2) for length in piece_lengths(spec)}:
-        piece(coefficients, np.zeros(length, spec.dtype))  # torch.compile compiles when it is first called
+    try:
+        # torch.compile compiles when it is first called: one program for a single step, and one for any more.
+        for length in {min(length, 2) for length in piece_lengths(spec)}:
+            piece(coefficients, np.zeros(length, spec.dtype))
+    except InductorError as error:
+        if not isinstance(error.inner_exception, (InvalidCxxCompiler, CppCompileError)):
+            raise
+        reason = str(error.inner_exception).partition("\n")[0]
+        warnings.warn(f"jit = true, but the loop runs eagerly: {reason}", RuntimeWarning, stacklevel=3)
+        return None
     return piece
 
 
@@ -110,15 +120,19 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     start = {name: torch.tensor(value, dtype=x.dtype, device=device) for name, value in spec.start.model_dump().items()}
     begin = perf_counter()
     piece = compile_piece(spec, start, x, y) if spec.jit else None
+    compiled = piece is not None
+    if piece is None:
+        piece = partial(eager_piece, x, y)
+        piece(start, np.zeros(1, spec.dtype))  # a step thrown away, on which libraries load
     compile_seconds = perf_counter() - begin
-    trained = train(spec, piece or partial(eager_piece, x, y), start, progress)
+    trained = train(spec, piece, start, progress)
     return FitResult(
         backend="torch",
         spec=spec,
         device=describe_device(device),
-        compiled=piece is not None,
+        compiled=compiled,
         coefficients=trained.coefficients,
         losses=trained.losses,
-        seconds={"compile": compile_seconds if piece else 0.0, "run": trained.seconds},
+        seconds={"compile": compile_seconds, "run": trained.seconds},
         versions={"torch": torch.__version__},
     )

@@ -1,0 +1,234 @@
+"""The commands: `torchp3` and `jaxp3` fit a specification, `p3 compare` fits it with both."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import click
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from p3.backends import BACKENDS, BackendName, load
+from p3.comparison import compare
+from p3.errors import DivergenceError, InputError
+from p3.result import FitResult
+from p3.spec import TrainingSpec, describe
+
+EXIT_CODES = """
+Exit code: 0 if all is well, 1 if a fit diverged or a comparison failed, 2 if the command or its input is wrong, 130 if
+interrupted."""
+
+
+def specification_flags(model: type[BaseModel] = TrainingSpec, table: tuple[str, ...] = ()) -> Iterator[click.Option]:
+    """One flag for each field of the specification, dotted where the file has a table, without a default of its own."""
+    for name, field in model.model_fields.items():
+        path = (*table, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from specification_flags(field.annotation, path)
+        else:
+            flag, kind = "--" + ".".join(path).replace("_", "-"), field.annotation
+            if kind is bool:
+                flag += "/--no-" + flag.removeprefix("--")
+            yield click.Option(
+                [flag, "__".join(path)],
+                type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind,
+                default=None,
+                help=f"{field.description} [{_allowed(field)}]",
+            )
+
+
+def _allowed(field: FieldInfo) -> str:
+    """The default and the bounds of a field, for its help."""
+    bounds = [f"above {bound.gt}" for bound in field.metadata if hasattr(bound, "gt")]
+    bounds += [f"at least {bound.ge}" for bound in field.metadata if hasattr(bound, "ge")]
+    return "; ".join([f"default {field.default}", *bounds])
+
+
+def specification(spec_file: str | None, flags: dict[str, Any]) -> TrainingSpec:
+    """The file's specification, or the default one, with the flags that were given laid over it."""
+    spec = TrainingSpec.from_toml(spec_file) if spec_file else TrainingSpec()
+    changes: dict[str, Any] = {}
+    for path, value in flags.items():
+        if value is not None:
+            *tables, field = path.split("__")
+            table = changes
+            for name in tables:
+                table = table.setdefault(name, {})
+            table[field] = value
+    try:
+        return spec.replace(changes)
+    except ValidationError as error:
+        raise InputError(describe(error, TrainingSpec)) from error
+
+
+def writable(context: click.Context, parameter: click.Parameter, path: str | None) -> Path | None:
+    """The path of a file that can be written, found out before the work and not after it."""
+    if path is None:
+        return None
+    is_new = not os.path.lexists(path)
+    try:
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise InputError(f"{parameter.opts[0]} {path}: cannot be written: {error.strerror}") from error
+    if is_new:
+        os.unlink(path)
+    return Path(path)
+
+
+@contextmanager
+def progress_bar(title: str, spec: TrainingSpec) -> Iterator[Callable[[int, float], None]]:
+    """A bar on a terminal's standard error, and nothing in a pipe."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
+        task = bar.add_task(f"{title}: compiling" if spec.jit else title, total=spec.steps)
+        yield lambda step, loss: bar.update(task, completed=step + 1, description=f"{title}: loss {loss:.6g}")
+
+
+def fit(backend: BackendName, spec: TrainingSpec, report: Callable[[int, float], None] | None = None) -> FitResult:
+    """The backend's fit, with a progress bar, and `report(step, loss)` as the steps are done."""
+    package = load(backend)
+    with progress_bar(BACKENDS[backend].title, spec) as show:
+
+        def progress(step: int, loss: float) -> None:
+            show(step, loss)
+            if report is not None:
+                report(step, loss)
+
+        result: FitResult = package.fit(spec, progress)
+    return result
+
+
+def fit_command(backend: BackendName) -> click.Command:
+    """`torchp3` or `jaxp3`."""
+
+    def callback(spec_file: str | None, output: Path | None, **flags: Any) -> int:
+        result = fit(backend, specification(spec_file, flags), lambda step, loss: click.echo(f"{step} {loss}"))
+        click.echo(result)
+        if output:
+            result.save(output)
+        return 0
+
+    return click.Command(
+        BACKENDS[backend].package,
+        callback=callback,
+        params=[
+            click.Argument(["spec_file"], metavar="[SPEC.toml]", required=False),
+            *specification_flags(),
+            click.Option(["--output"], metavar="RESULT.json", callback=writable, help="Save the result."),
+        ],
+        help=f"""
+Fit y = target(x) by a + b P3(c + d x) with {BACKENDS[backend].title}, where P3(x) = (5x³ - 3x)/2.
+
+Prints a step and the loss before it, once in log_every steps, and the fitted coefficients. Without SPEC.toml it is the
+problem of PyTorch's tutorial "Defining new autograd functions". A flag overrides the field of SPEC.toml that it is
+named after. `p3 compare` holds two saved results against each other.
+{EXIT_CODES}""",
+    )
+
+
+def compare_callback(paths: tuple[str, ...], plot: Path | None, **flags: Any) -> int:
+    """`p3 compare`."""
+    if len(paths) == 2:
+        if any(value is not None for value in flags.values()):
+            raise InputError("a saved result keeps its specification: give either two results or flags")
+        a, b = (FitResult.load(path) for path in paths)
+    elif len(paths) < 2:
+        spec = specification(paths[0] if paths else None, flags)
+        for backend in BACKENDS:
+            load(backend)
+        a, b = (fit(backend, spec) for backend in BACKENDS)
+    else:
+        raise InputError(f"{len(paths)} files were given; give one specification, or two results, or none")
+    comparison = compare(a, b)
+    console = Console()
+    console.print(comparison) if console.is_terminal else click.echo(comparison)
+    if plot:
+        try:
+            from p3.plot import plot_comparison
+        except ModuleNotFoundError as error:
+            raise InputError(f'--plot needs {error.name}; install it with: pip install "matplotlib>=3.9"') from None
+        plot_comparison(comparison).savefig(plot)
+    return 0 if comparison.ok else 1
+
+
+def p3_command() -> click.Group:
+    """`p3` and its subcommands."""
+    compare_command = click.Command(
+        "compare",
+        callback=compare_callback,
+        params=[
+            click.Argument(["paths"], metavar="[SPEC.toml | RESULT.json RESULT.json]", nargs=-1),
+            *specification_flags(),
+            click.Option(["--plot"], metavar="FILE", callback=writable, help="Draw both fits; .png, .svg or .pdf."),
+        ],
+        short_help="Fit with PyTorch and with JAX, and compare.",
+        help=f"""
+Fit a specification with PyTorch and with JAX, or take two saved results, and say whether they agree.
+
+Prints the loss before each reported step in both, the coefficients, the best fit possible, timings, and the verdict
+with its tolerance. Without SPEC.toml it is the problem of PyTorch's tutorial "Defining new autograd functions".
+{EXIT_CODES}""",
+    )
+    return click.Group(
+        "p3", commands=[compare_command], help="One operator in PyTorch and in JAX, and how they compare."
+    )
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a command, turn what went wrong into one line on standard error, and exit."""
+
+    def complain(message: object, *_: object, **__: object) -> None:
+        print(f"{command.name}: {message}", file=sys.stderr)
+
+    warnings.showwarning = complain
+    try:
+        code = command.main(prog_name=command.name, standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        complain(error.format_message())
+        code = 2
+    except (InputError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        complain(error)
+        code = 2
+    except MemoryError as error:
+        complain(f"not enough memory: {error}; ask for fewer points or steps")
+        code = 2
+    except DivergenceError as error:
+        complain(error)
+        code = 1
+    except click.Abort:
+        complain("interrupted")
+        code = 130
+    sys.exit(code)
+
+
+def torchp3() -> NoReturn:
+    """The entry point of `torchp3`."""
+    run(fit_command("torch"))
+
+
+def jaxp3() -> NoReturn:
+    """The entry point of `jaxp3`."""
+    run(fit_command("jax"))
+
+
+def p3() -> NoReturn:
+    """The entry point of `p3`."""
+    run(p3_command())

@@ -1,0 +1,140 @@
+"""Two fits side by side."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+
+import numpy as np
+from jaxtyping import Float64
+from rich.console import Console, Group
+from rich.table import Table
+
+from p3.backends import BACKENDS
+from p3.data import make_points
+from p3.errors import InputError
+from p3.exact import BestFit, best_fit
+from p3.result import FitResult
+from p3.tolerance import COEFFICIENTS, ROOT_LOSS
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Two results of one problem, and whether they differ by more than rounding.
+
+    They agree when √loss before every update, and every coefficient after the last, are within the tolerances
+    `ROOT_LOSS` and `COEFFICIENTS`, in epsilons of the coarser dtype of the two.
+    """
+
+    a: FitResult
+    b: FitResult
+
+    @property
+    def ok(self) -> bool:
+        """Whether they agree."""
+        return self.first_divergence is None and self.coefficient_difference <= COEFFICIENTS.epsilons
+
+    @property
+    def first_divergence(self) -> int | None:
+        """The first step, counted from 0, before which √loss is further apart than the tolerance; None if none is."""
+        beyond = self.root_loss_differences > ROOT_LOSS.epsilons
+        return int(np.argmax(beyond)) if beyond.any() else None
+
+    @property
+    def dtype(self) -> str:
+        """The coarser dtype of the two."""
+        return max((self.a.spec.dtype, self.b.spec.dtype), key=lambda dtype: float(np.finfo(dtype).eps))
+
+    @cached_property
+    def root_loss_differences(self) -> Float64[np.ndarray, "steps"]:
+        """|√loss of a − √loss of b| before each update, in epsilons of the size that `ROOT_LOSS` names."""
+        root_a, root_b = np.sqrt(self.a.losses), np.sqrt(self.b.losses)
+        y = make_points(self.a.spec).y.astype(np.float64)
+        size = max(float(np.linalg.norm(y)), float(root_a.max()), float(root_b.max()))
+        return np.asarray(np.abs(root_a - root_b) / (np.finfo(self.dtype).eps * size))
+
+    @cached_property
+    def coefficient_difference(self) -> float:
+        """The largest difference of a coefficient, in epsilons of the size that `COEFFICIENTS` names."""
+        a, b = (np.array(list(result.coefficients.values())) for result in (self.a, self.b))
+        size = float(np.abs([a, b]).max())
+        return float(np.abs(a - b).max() / (np.finfo(self.dtype).eps * size))
+
+    @cached_property
+    def best(self) -> BestFit:
+        """The best fit there is, from the points before they are rounded to the dtype."""
+        return best_fit(make_points(self.a.spec.replace({"dtype": "float64"})))
+
+    @property
+    def verdict(self) -> str:
+        """One paragraph: whether they agree, by how much, and by which tolerance."""
+        rule = (
+            f"tolerance: √loss within {ROOT_LOSS.epsilons} {self.dtype} epsilons of {ROOT_LOSS.of}, "
+            f"coefficients within {COEFFICIENTS.epsilons} of {COEFFICIENTS.of}"
+        )
+        if self.ok:
+            return (
+                f"agree: √loss at every step within {self.root_loss_differences.max():.2g} epsilons, coefficients "
+                f"within {self.coefficient_difference:.2g}; {rule}"
+            )
+        if self.first_divergence is not None:
+            return (
+                f"differ: before step {self.first_divergence} √loss is "
+                f"{self.root_loss_differences[self.first_divergence]:.3g} epsilons apart, and "
+                f"{self.root_loss_differences.max():.3g} at the worst; {rule}"
+            )
+        return f"differ: the coefficients are {self.coefficient_difference:.3g} epsilons apart; {rule}"
+
+    def __rich__(self) -> Group:
+        """The table of a terminal."""
+        titles = [BACKENDS[result.backend].title for result in (self.a, self.b)]
+
+        losses = Table("loss before step", *titles, "difference")
+        for column in losses.columns:
+            column.justify = "right"
+        for step in self.a.spec.logged_steps():
+            a, b = self.a.losses[step], self.b.losses[step]
+            losses.add_row(str(step), f"{a:.9g}", f"{b:.9g}", f"{a - b:.1e}")
+        losses.add_section()
+        losses.add_row("best possible", f"{self.best.loss:.9g}", "", "")
+
+        coefficients = Table("coefficient", *titles, "difference", "best possible")
+        for column in coefficients.columns[1:]:
+            column.justify = "right"
+        for name, a in self.a.coefficients.items():
+            b = self.b.coefficients[name]
+            best = f"{self.best.coefficients[name]:.9g}" if self.best.coefficients else "none reaches it"
+            coefficients.add_row(name, f"{a:.9g}", f"{b:.9g}", f"{a - b:.1e}", best)
+
+        timings = Table("", *titles, title_justify="left")
+        timings.columns[1].justify = timings.columns[2].justify = "right"
+        results = (self.a, self.b)
+        timings.add_row("device", *(result.device for result in results))
+        timings.add_row("loop", *("compiled" if result.compiled else "eager" for result in results))
+        timings.add_row("dtype", *(result.spec.dtype for result in results))
+        timings.add_row("compile", *(f"{result.seconds['compile']:.2f} s" for result in results))
+        timings.add_row("run", *(f"{1e3 * result.seconds['run']:.1f} ms" for result in results))
+
+        return Group(losses, coefficients, timings, self.verdict)
+
+    def __str__(self) -> str:
+        """The same as plain text."""
+        text = StringIO()
+        Console(file=text, width=100).print(self)
+        return text.getvalue().rstrip()
+
+
+def compare(a: FitResult, b: FitResult) -> Comparison:
+    """
+    Hold two results of one problem against each other.
+
+    Raises
+    ------
+    InputError
+        The results differ in the data, the start, the optimizer or the number of steps, and so are of two problems.
+    """
+    for field in ("data", "start", "optimizer", "steps"):
+        of_a, of_b = getattr(a.spec, field), getattr(b.spec, field)
+        if of_a != of_b:
+            raise InputError(f"the results are of different problems: {field} is {of_a} in one and {of_b} in the other")
+    return Comparison(a, b)

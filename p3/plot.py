@@ -1,0 +1,67 @@
+"""Pictures of a comparison. The one module that needs matplotlib."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from p3.backends import BACKENDS
+from p3.comparison import Comparison
+from p3.data import make_points
+from p3.exact import P3
+from p3.result import FitResult
+
+# Two colours that also differ in grey, and for the colour-blind (Okabe and Ito).
+COLOURS = {"torch": "#D55E00", "jax": "#0072B2"}
+
+
+def predict(result: FitResult, x: np.ndarray) -> np.ndarray:
+    """ŷ = a + b · P3(c + d·x) of the fitted coefficients, in float64."""
+    a, b, c, d = (result.coefficients[name] for name in "abcd")
+    return np.asarray(a + b * P3(c + d * x))
+
+
+def draw_fit(axes: Axes, comparison: Comparison) -> None:
+    """The points and both fitted curves."""
+    data = comparison.a.spec.data
+    x, y = make_points(comparison.a.spec.replace({"dtype": "float64"}))
+    axes.plot(x, y, color="0.75", linewidth=5, label=f"y = {data.target} x")
+    for result, style in ((comparison.a, "-"), (comparison.b, "--")):
+        axes.plot(
+            x,
+            predict(result, x),
+            style,
+            color=COLOURS[result.backend],
+            label=f"{BACKENDS[result.backend].title}, loss {result.losses[-1]:.4g}",
+        )
+    axes.set(xlabel="x", title="a + b P3(c + d x), fitted")
+    axes.legend()
+
+
+def draw_losses(axes: Axes, comparison: Comparison) -> None:
+    """Both losses before each step, and the least loss possible."""
+    for result, style in ((comparison.a, "-"), (comparison.b, "--")):
+        axes.semilogy(result.losses, style, color=COLOURS[result.backend], label=BACKENDS[result.backend].title)
+    axes.axhline(comparison.best.loss, color="0.6", linewidth=1, label=f"best possible, {comparison.best.loss:.4g}")
+    axes.set(xlabel="step", title="loss")
+    axes.legend()
+
+
+def draw_differences(axes: Axes, comparison: Comparison) -> None:
+    """The relative difference of the losses before each step, in the dtype's epsilons."""
+    a, b = comparison.a.losses, comparison.b.losses
+    epsilons = np.abs(a - b) / (np.finfo(comparison.dtype).eps * np.maximum(a, b))
+    axes.semilogy(np.where(epsilons > 0, epsilons, np.nan), ".", markersize=2, color="0.3")
+    equal = int((epsilons == 0).sum())
+    axes.set(
+        xlabel="step",
+        title=f"difference of the losses, in {comparison.dtype} epsilons\n(not drawn: {equal} steps with none)",
+    )
+
+
+def plot_comparison(comparison: Comparison) -> Figure:
+    """The fit, the losses and their difference, side by side."""
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    for axes, draw in zip(figure.subplots(1, 3), (draw_fit, draw_losses, draw_differences), strict=True):
+        draw(axes, comparison)
+        axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,5 @@
+"""`python -m torchp3`."""
+
+from p3.cli import torchp3
+
+torchp3()
