@@ -44,3 +44,9 @@ COEFFICIENTS = Tolerance(
     "the largest coefficient",
     "as for √loss; measured: at most 1.9",
 )
+
+GRADIENT = Tolerance(
+    4,
+    "the sum of the absolute values of the terms, one a point",
+    "a rounding or two in each term, and one at each level of a pairwise sum; measured: at most 1.1",
+)

@@ -20,6 +20,17 @@ from torchp3.model import Coefficients, loss
 from torchp3.optimizer import update
 
 
+def step(
+    coefficients: Coefficients,
+    x: Float[Tensor, "points"],
+    y: Float[Tensor, "points"],
+    learning_rate: Float[Tensor, ""],
+) -> tuple[Coefficients, Float[Tensor, ""]]:
+    """One update: the coefficients after it, and the loss before it."""
+    gradients, value = torch.func.grad_and_value(loss)(coefficients, x, y)
+    return update(coefficients, gradients, learning_rate), value.clone()  # scan refuses an output that may be a view
+
+
 def scan_steps(
     coefficients: Coefficients,
     x: Float[Tensor, "points"],
@@ -27,12 +38,9 @@ def scan_steps(
     learning_rates: Float[Tensor, "steps"],
 ) -> tuple[Coefficients, Float[Tensor, "steps"]]:
     """One update for each learning rate: the coefficients after the last, and the loss before each."""
-
-    def step(coefficients, learning_rate):
-        gradients, value = torch.func.grad_and_value(loss)(coefficients, x, y)
-        return update(coefficients, gradients, learning_rate), value.clone()  # scan wants an output of its own
-
-    return scan(step, coefficients, learning_rates)
+    return scan(
+        lambda coefficients, learning_rate: step(coefficients, x, y, learning_rate), coefficients, learning_rates
+    )
 
 
 @cache

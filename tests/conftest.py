@@ -1,0 +1,38 @@
+"""What the tests share: the two problems, and fits made once."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from p3 import FitResult, TrainingSpec
+from p3.backends import BACKENDS, BackendName, load
+
+COMPARISONS = Path(__file__).parent.parent / "comparisons"
+PROBLEMS = {name: TrainingSpec.from_toml(COMPARISONS / f"{name}.toml") for name in ("tutorial", "asymmetric")}
+
+
+@cache
+def fitted(backend: BackendName, spec: TrainingSpec) -> FitResult:
+    """A fit, made once for all the tests that look at it."""
+    return load(backend).fit(spec)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    return request.param
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=PROBLEMS)
+def problem(request: pytest.FixtureRequest) -> TrainingSpec:
+    return PROBLEMS[request.param]
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "eager"])
+def jit(request: pytest.FixtureRequest) -> bool:
+    return request.param

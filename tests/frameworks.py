@@ -1,0 +1,80 @@
+"""The same questions to both frameworks, with NumPy arrays in and out."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import jaxp3.train
+import torchp3
+from p3.backends import BackendName
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+@cache
+def torch_derivative(order: int, compiled: bool) -> Function:
+    """The order-th derivative of torchp3.legendre_p3, elementwise."""
+
+    def differentiate(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return torch.func.grad(lambda x: f(x).sum())
+
+    function = torchp3.legendre_p3
+    for _ in range(order):
+        function = differentiate(function)
+    if compiled:
+        function = torch.compile(function, fullgraph=True, dynamic=True)
+    return lambda x: function(torch.from_numpy(x)).numpy()
+
+
+@cache
+def jax_derivative(order: int, compiled: bool) -> Function:
+    """The order-th derivative of jaxp3.legendre_p3, elementwise."""
+
+    def differentiate(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        return jax.grad(lambda x: f(x).sum())
+
+    function: Any = jaxp3.legendre_p3
+    for _ in range(order):
+        function = differentiate(function)
+    if compiled:
+        function = jax.jit(function)
+
+    def call(x: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(x.dtype == np.float64):
+            return np.asarray(function(jnp.asarray(x)))
+
+    return call
+
+
+def operator_derivative(backend: BackendName, order: int, compiled: bool) -> Function:
+    """The order-th derivative of the backend's legendre_p3, elementwise; its values for order 0."""
+    return {"torch": torch_derivative, "jax": jax_derivative}[backend](order, compiled)
+
+
+def loss_and_gradients(
+    backend: BackendName, coefficients: dict[str, float], x: np.ndarray, y: np.ndarray
+) -> tuple[float, dict[str, float]]:
+    """The model's loss and its four gradients, as `fit` computes them."""
+    if backend == "torch":
+        tensors = {
+            name: torch.tensor(value, dtype=torch.from_numpy(x).dtype, requires_grad=True)
+            for name, value in coefficients.items()
+        }
+        value = torchp3.loss(tensors, torch.from_numpy(x), torch.from_numpy(y))
+        value.backward()
+        return value.item(), {name: tensor.grad.item() for name, tensor in tensors.items()}
+    with jax.enable_x64(x.dtype == np.float64):
+        arrays = {name: jnp.asarray(value, x.dtype) for name, value in coefficients.items()}
+        value, gradients = jaxp3.train.loss_and_gradients(arrays, jnp.asarray(x), jnp.asarray(y))
+        return float(value), {name: float(gradient) for name, gradient in gradients.items()}
+
+
+def forget_compiled() -> None:
+    """Drop every compiled program, so that the next one is traced anew."""
+    jax.clear_caches()
+    torch.compiler.reset()
