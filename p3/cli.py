@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -82,6 +83,16 @@ def writable(context: click.Context, parameter: click.Parameter, path: str | Non
     return Path(path)
 
 
+def drawable(context: click.Context, parameter: click.Parameter, path: str | None) -> Path | None:
+    """The path of a picture that can be drawn and written."""
+    if path is not None:
+        if not path.endswith((".png", ".svg", ".pdf")):
+            raise InputError(f"{parameter.opts[0]} {path}: it must end in .png, .svg or .pdf")
+        if not find_spec("matplotlib"):
+            raise InputError(f'{parameter.opts[0]} needs matplotlib; install it with: pip install "matplotlib>=3.9"')
+    return writable(context, parameter, path)
+
+
 @contextmanager
 def progress_bar(title: str, spec: TrainingSpec) -> Iterator[Callable[[int, float], None]]:
     """A bar on a terminal's standard error, and nothing in a pipe."""
@@ -157,10 +168,8 @@ def compare_callback(paths: tuple[str, ...], plot: Path | None, **flags: Any) ->
     console = Console()
     console.print(comparison) if console.is_terminal else click.echo(comparison)
     if plot:
-        try:
-            from p3.plot import plot_comparison
-        except ModuleNotFoundError as error:
-            raise InputError(f'--plot needs {error.name}; install it with: pip install "matplotlib>=3.9"') from None
+        from p3.plot import plot_comparison  # matplotlib, which only a picture needs
+
         plot_comparison(comparison).savefig(plot)
     return 0 if comparison.ok else 1
 
@@ -173,7 +182,7 @@ def p3_command() -> click.Group:
         params=[
             click.Argument(["paths"], metavar="[SPEC.toml | RESULT.json RESULT.json]", nargs=-1),
             *specification_flags(),
-            click.Option(["--plot"], metavar="FILE", callback=writable, help="Draw both fits; .png, .svg or .pdf."),
+            click.Option(["--plot"], metavar="PICTURE", callback=drawable, help="Draw both fits; .png, .svg or .pdf."),
         ],
         short_help="Fit with PyTorch and with JAX, and compare.",
         help=f"""

@@ -1,8 +1,10 @@
 """Two fits side by side."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -37,7 +39,7 @@ class Comparison:
     @property
     def first_divergence(self) -> int | None:
         """The first step, counted from 0, before which √loss is further apart than the tolerance; None if none is."""
-        beyond = self.root_loss_differences > ROOT_LOSS.epsilons
+        beyond = ~(self.root_loss_differences <= ROOT_LOSS.epsilons)  # so that NaN is beyond every tolerance
         return int(np.argmax(beyond)) if beyond.any() else None
 
     @property
@@ -51,14 +53,16 @@ class Comparison:
         root_a, root_b = np.sqrt(self.a.losses), np.sqrt(self.b.losses)
         y = make_points(self.a.spec).y.astype(np.float64)
         size = max(float(np.linalg.norm(y)), float(root_a.max()), float(root_b.max()))
-        return np.asarray(np.abs(root_a - root_b) / (np.finfo(self.dtype).eps * size))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.abs(root_a - root_b) / (np.finfo(self.dtype).eps * size))
 
     @cached_property
     def coefficient_difference(self) -> float:
         """The largest difference of a coefficient, in epsilons of the size that `COEFFICIENTS` names."""
         a, b = (np.array(list(result.coefficients.values())) for result in (self.a, self.b))
         size = float(np.abs([a, b]).max())
-        return float(np.abs(a - b).max() / (np.finfo(self.dtype).eps * size))
+        with np.errstate(invalid="ignore"):
+            return float(np.abs(a - b).max() / (np.finfo(self.dtype).eps * size))
 
     @cached_property
     def best(self) -> BestFit:
@@ -134,7 +138,18 @@ def compare(a: FitResult, b: FitResult) -> Comparison:
         The results differ in the data, the start, the optimizer or the number of steps, and so are of two problems.
     """
     for field in ("data", "start", "optimizer", "steps"):
-        of_a, of_b = getattr(a.spec, field), getattr(b.spec, field)
-        if of_a != of_b:
-            raise InputError(f"the results are of different problems: {field} is {of_a} in one and {of_b} in the other")
+        of_a, of_b = ({field: result.spec.model_dump()[field]} for result in (a, b))
+        for (path, value_a), (_, value_b) in zip(_leaves(of_a), _leaves(of_b), strict=True):
+            if value_a != value_b:
+                raise InputError(
+                    f"the results are of different problems: {path} is {value_a} in one and {value_b} in the other"
+                )
     return Comparison(a, b)
+
+
+def _leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FiniteFloat,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from p3.backends import BackendName
 from p3.errors import InputError
@@ -14,7 +22,12 @@ from p3.spec import TrainingSpec, describe
 
 
 def _read_only_float64(losses: Any) -> Any:
-    array = np.array(losses, dtype=np.float64)
+    try:
+        array = np.array(losses, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("it must be a list of numbers") from None
+    if not np.isfinite(array).all():
+        raise ValueError("all must be finite")
     array.setflags(write=False)
     return array
 
@@ -49,7 +62,7 @@ class FitResult(BaseModel):
     spec: TrainingSpec
     device: str
     compiled: bool
-    coefficients: dict[str, float]
+    coefficients: dict[str, FiniteFloat]
     losses: Losses
     seconds: dict[str, float]
     versions: dict[str, str]

@@ -108,16 +108,27 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """A validation error of `model` on one line: the field, the value given, and what is allowed."""
     first, *others = error.errors(include_url=False)
     field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        section: Any = model
-        for part in first["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        message = f"{field} is not a field; allowed here: {', '.join(section.model_fields)}"
-    elif first["type"] == "value_error":
-        message = f"{field}: {first['ctx']['error']}"
-    elif first["type"] == "missing":
-        message = f"{field} is missing"
-    else:
-        allowed = first["msg"].replace("Input should be", "it must be")
-        message = f"{field} = {first['input']!r}: {allowed}"
+    match first["type"]:
+        case "extra_forbidden":
+            message = (
+                f"{field} is not a field; allowed here: {', '.join(_table(model, first['loc'][:-1]).model_fields)}"
+            )
+        case "model_type":
+            allowed = ", ".join(_table(model, first["loc"]).model_fields)
+            message = f"{field} = {first['input']!r}: it must be a table with {allowed}"
+        case "value_error":
+            message = f"{field}: {first['ctx']['error']}".removeprefix(": ")
+        case "missing":
+            message = f"{field} is missing"
+        case _:
+            message = f"{field} = {first['input']!r}: {first['msg'].replace('Input should be', 'it must be')}"
     return message + (f" (and {len(others)} more)" if others else "")
+
+
+def _table(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the table at a path of field names."""
+    for name in path:
+        table = model.model_fields[str(name)].annotation
+        assert isinstance(table, type)
+        model = table
+    return model

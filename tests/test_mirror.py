@@ -1,0 +1,71 @@
+"""torchp3 and jaxp3 are mirror images: the same files, public names and signatures, but for what is listed here."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import jaxp3
+import torchp3
+
+# What only one framework has, with the reason.
+ONLY_IN = {
+    (
+        "torchp3",
+        "LegendrePolynomial3",
+    ): "PyTorch's custom gradient is a class; JAX's is legendre_p3 itself",
+    ("jaxp3", "forward"): "methods of LegendrePolynomial3 in PyTorch",
+    ("jaxp3", "backward"): "methods of LegendrePolynomial3 in PyTorch",
+    ("torchp3", "compiled_scan_steps"): "torch.compile keeps its programs with the wrapper; jax.jit compiles ahead",
+    ("jaxp3", "loss_and_gradients"): "XLA needs the five sums made one; torch.func.grad_and_value serves as it is",
+}
+
+PACKAGES = {"torchp3": torchp3, "jaxp3": jaxp3}
+
+
+def modules_of(package):
+    return sorted(module.name for module in pkgutil.iter_modules(PACKAGES[package].__path__))
+
+
+MODULES = [name for name in modules_of("torchp3") if name != "__main__"]
+
+
+def defined_in(package, module_name):
+    module = importlib.import_module(f"{package}.{module_name}")
+    source = inspect.getsource(module)
+    functions = {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and (f"\ndef {name}(" in source or f"\nclass {name}(" in source)
+    }
+    return {name: functions[name] for name in sorted(functions, key=lambda name: source.index(f" {name}("))}
+
+
+def test_the_same_files():
+    assert modules_of("torchp3") == modules_of("jaxp3")
+
+
+def test_the_same_public_names():
+    only = {package: {name for where, name in ONLY_IN if where == package} for package in PACKAGES}
+    assert set(torchp3.__all__) - only["torchp3"] == set(jaxp3.__all__) - only["jaxp3"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_same_names_in_the_same_order_with_the_same_parameters(module):
+    sides = {
+        package: {
+            name: list(inspect.signature(value).parameters)
+            for name, value in defined_in(package, module).items()
+            if (package, name) not in ONLY_IN
+        }
+        for package in PACKAGES
+    }
+    assert list(sides["torchp3"].items()) == list(sides["jaxp3"].items())
+    assert sides["torchp3"]
+
+
+def test_what_is_listed_as_one_sided_is():
+    defined = {package: {name for module in MODULES for name in defined_in(package, module)} for package in PACKAGES}
+    for package, name in ONLY_IN:
+        assert [where for where in PACKAGES if name in defined[where]] == [package]
