@@ -124,7 +124,7 @@ class Comparison:
     def __str__(self) -> str:
         """The same as plain text."""
         text = StringIO()
-        Console(file=text, width=100).print(self)
+        Console(file=text, width=100, color_system=None, force_terminal=False, force_jupyter=False).print(self)
         return text.getvalue().rstrip()
 
 
