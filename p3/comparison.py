@@ -50,19 +50,23 @@ class Comparison:
     @cached_property
     def root_loss_differences(self) -> Float64[np.ndarray, "steps"]:
         """|√loss of a − √loss of b| before each update, in epsilons of the size that `ROOT_LOSS` names."""
-        root_a, root_b = np.sqrt(self.a.losses), np.sqrt(self.b.losses)
-        y = make_points(self.a.spec).y.astype(np.float64)
-        size = max(float(np.linalg.norm(y)), float(root_a.max()), float(root_b.max()))
-        with np.errstate(invalid="ignore"):
-            return np.asarray(np.abs(root_a - root_b) / (np.finfo(self.dtype).eps * size))
+        a, b = np.sqrt(self.a.losses), np.sqrt(self.b.losses)
+        return self._epsilons(np.abs(a - b), max(np.linalg.norm(self._y), a.max(), b.max()))
 
     @cached_property
     def coefficient_difference(self) -> float:
         """The largest difference of a coefficient, in epsilons of the size that `COEFFICIENTS` names."""
         a, b = (np.array(list(result.coefficients.values())) for result in (self.a, self.b))
-        size = float(np.abs([a, b]).max())
+        return float(self._epsilons(np.abs(a - b), max(np.abs([a, b]).max(), np.abs(self._y).max())).max())
+
+    @cached_property
+    def _y(self) -> Float64[np.ndarray, "points"]:
+        return make_points(self.a.spec).y.astype(np.float64)
+
+    def _epsilons(self, difference: Float64[np.ndarray, "..."], size: float) -> Float64[np.ndarray, "..."]:
+        """A difference in epsilons of a size; where all of it is zero there is no difference either."""
         with np.errstate(invalid="ignore"):
-            return float(np.abs(a - b).max() / (np.finfo(self.dtype).eps * size))
+            return np.asarray(difference / (np.finfo(self.dtype).eps * (size or 1.0)))
 
     @cached_property
     def best(self) -> BestFit:

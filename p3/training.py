@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import NamedTuple, Protocol, SupportsFloat, TypeVar
+from typing import NamedTuple, Protocol, SupportsFloat, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -15,6 +15,7 @@ Coefficients = TypeVar("Coefficients", bound=Mapping[str, SupportsFloat])
 Progress = Callable[[int, float], None]
 
 
+@runtime_checkable
 class Piece(Protocol[Coefficients]):
     """Some steps in a row."""
 

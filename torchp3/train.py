@@ -51,7 +51,13 @@ def compiled_scan_steps() -> Any:
     The C++ wrapper keeps Python out of the loop, which halves its time. Made on the first call, since `torch.compile`
     imports the compiler.
     """
-    return torch.compile(scan_steps, fullgraph=True, dynamic=True, options={"cpp_wrapper": True})
+    return torch.compile(
+        scan_steps,
+        fullgraph=True,
+        dynamic=True,
+        recompile_limit=32,  # two dtypes, two devices, one step or more, points as many as steps or not
+        options={"cpp_wrapper": True},
+    )
 
 
 def compile_piece(
