@@ -1,5 +1,6 @@
 """The training loop: gradient descent on the model's coefficients, compiled or eager."""
 
+import warnings
 from functools import partial
 from time import perf_counter
 
@@ -17,7 +18,7 @@ from jaxp3.optimizer import update
 from p3.data import make_points
 from p3.result import FitResult
 from p3.spec import TrainingSpec
-from p3.training import Piece, Progress, piece_lengths, train
+from p3.training import EAGERLY, Piece, Progress, piece_lengths, train
 
 
 def loss_and_gradients(
@@ -62,8 +63,11 @@ def scan_steps(
 
 def compile_piece(
     spec: TrainingSpec, coefficients: Coefficients, x: Float[Array, "points"], y: Float[Array, "points"]
-) -> Piece[Coefficients]:
-    """The whole loop of a piece as one compiled program for each length of piece."""
+) -> Piece[Coefficients] | None:
+    """The loop of a piece as one compiled program a length, or None, and a warning, where JAX may not compile."""
+    if jax.config.jax_disable_jit:
+        warnings.warn(f"{EAGERLY}: jax_disable_jit is set", RuntimeWarning, stacklevel=3)
+        return None
     compiled = {
         length: jax.jit(scan_steps).lower(coefficients, x, y, jnp.empty(length, x.dtype)).compile()
         for length in piece_lengths(spec)
@@ -107,6 +111,11 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
         The points are not finite in the specification's dtype, or there is no such device.
     DivergenceError
         A loss or a coefficient is not finite.
+
+    Warns
+    -----
+    RuntimeWarning
+        `jit = true`, and jax_disable_jit is set: the fit runs eagerly.
     """
     device = find_device(spec.device)
     # float64 is switched on for this fit alone: the flag is the thread's while the context lasts.
@@ -115,9 +124,9 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
         x, y = jnp.asarray(points.x), jnp.asarray(points.y)
         start = {name: jnp.asarray(value, x.dtype) for name, value in spec.start.model_dump().items()}
         begin = perf_counter()
-        if spec.jit:
-            piece = compile_piece(spec, start, x, y)
-        else:
+        piece = compile_piece(spec, start, x, y) if spec.jit else None
+        compiled = piece is not None
+        if piece is None:
             piece = partial(eager_piece, x, y)
             piece(start, np.zeros(1, spec.dtype))  # a step thrown away, on which libraries load
         compile_seconds = perf_counter() - begin
@@ -126,7 +135,7 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
         backend="jax",
         spec=spec,
         device=describe_device(device),
-        compiled=spec.jit,
+        compiled=compiled,
         coefficients=trained.coefficients,
         losses=trained.losses,
         seconds={"compile": compile_seconds, "run": trained.seconds},

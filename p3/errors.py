@@ -17,13 +17,17 @@ class DivergenceError(ArithmeticError):
     ----------
     step : the first step, counted from 0, whose loss or update is not finite
     loss : the loss before that step's update
+    learning_rate : of that step
     """
 
     def __init__(self, step: int, loss: float, learning_rate: float) -> None:
+        """Keep where it happened; the arguments are the exception's own, so that it can be pickled."""
+        super().__init__(step, loss, learning_rate)
+        self.step, self.loss, self.learning_rate = step, loss, learning_rate
+
+    def __str__(self) -> str:
         """Say where it happened, and what usually helps."""
-        super().__init__(
-            f"the fit diverged at step {step}: loss {loss}; "
-            f"try a learning rate below {learning_rate:g} or a start nearer to the answer"
+        return (
+            f"the fit diverged at step {self.step}: loss {self.loss}; "
+            f"try a learning rate below {self.learning_rate:g} or a start nearer to the answer"
         )
-        self.step = step
-        self.loss = loss

@@ -14,6 +14,8 @@ from p3.spec import TrainingSpec
 Coefficients = TypeVar("Coefficients", bound=Mapping[str, SupportsFloat])
 Progress = Callable[[int, float], None]
 
+EAGERLY = "jit = true, but the loop runs eagerly"
+
 
 @runtime_checkable
 class Piece(Protocol[Coefficients]):

@@ -194,13 +194,20 @@ def test_a_framework_that_is_not_installed(module, command, hint, as_module):
     refused(run(sys.executable, "-c", program), hint)
 
 
-def test_no_compiler_is_said_in_one_line(tmp_path):
-    finished = run(
-        "torchp3", "--steps", "20",
-        env={"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
-    )  # fmt: skip
-    refused(finished, "torchp3: jit = true, but the loop runs eagerly: No working C++ compiler found", code=0)
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "reason"),
+    [
+        ("torchp3", "CXX", "no-such-compiler", "No working C++ compiler found"),
+        ("torchp3", "TORCH_COMPILE_DISABLE", "1", "TORCH_COMPILE_DISABLE is set"),
+        ("jaxp3", "JAX_DISABLE_JIT", "1", "jax_disable_jit is set"),
+    ],
+)
+def test_what_cannot_be_compiled_runs_eagerly_and_says_so_in_one_line(command, variable, value, reason, tmp_path):
+    environment = {variable: value, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    finished = run(command, "--steps", "20", "--output", tmp_path / "result.json", env=environment)
+    refused(finished, f"{command}: jit = true, but the loop runs eagerly: {reason}", code=0)
     assert finished.stdout.splitlines()[-1].startswith("Result: ")
+    assert not FitResult.load(tmp_path / "result.json").compiled
 
 
 def test_progress_shows_on_a_terminal():

@@ -1,9 +1,12 @@
 """Fits: the tutorial's numbers, parity between the frameworks, the rule that ran, and how a fit can end."""
 
 import importlib
+import pickle
 
+import jax
 import numpy as np
 import pytest
+import torch
 from conftest import PROBLEMS, fitted
 from frameworks import forget_compiled
 
@@ -50,12 +53,12 @@ def test_the_tutorials_table(backend, jit):
 
 def test_float64_coefficients_match_between_frameworks(problem, jit):
     spec = problem.replace({"dtype": "float64", "jit": jit})
-    torch, jax = fitted("torch", spec).coefficients, fitted("jax", spec).coefficients
+    by_torch, by_jax = fitted("torch", spec).coefficients, fitted("jax", spec).coefficients
     # In the tutorial's problem a and c are zero but for rounding, so theirs is relative to the largest coefficient.
     zero = {"a", "c"} if problem == PROBLEMS["tutorial"] else set()
-    largest = max(map(abs, torch.values()))
+    largest = max(map(abs, by_torch.values()))
     for name in "abcd":
-        assert abs(torch[name] - jax[name]) <= 1e-11 * (largest if name in zero else abs(torch[name])), name
+        assert abs(by_torch[name] - by_jax[name]) <= 1e-11 * (largest if name in zero else abs(by_torch[name])), name
 
 
 def test_every_step_matches_between_frameworks(problem, dtype, jit):
@@ -179,10 +182,20 @@ def test_data_that_is_not_finite(backend):
         load(backend).fit(spec)
 
 
-def test_a_fit_leaves_no_global_state(backend):
-    import jax
-    import torch
+def test_the_callers_settings_do_not_reach_a_fit(backend, jit):
+    spec = PROBLEMS["asymmetric"].replace({"steps": 20, "jit": jit})
+    usual = load(backend).fit(spec)
+    with torch.inference_mode(), jax.enable_x64(True):
+        assert load(backend).fit(spec).losses.tobytes() == usual.losses.tobytes()
 
+
+def test_a_divergence_can_be_sent_between_processes():
+    error = pickle.loads(pickle.dumps(DivergenceError(7, float("inf"), 0.5)))
+    assert (error.step, error.loss, error.learning_rate) == (7, float("inf"), 0.5)
+    assert "diverged at step 7: loss inf; try a learning rate below 0.5" in str(error)
+
+
+def test_a_fit_leaves_no_global_state(backend):
     before = (jax.config.jax_enable_x64, torch.get_default_dtype(), torch.random.get_rng_state().tolist())
     load(backend).fit(TrainingSpec(dtype="float64", steps=2))
     assert (jax.config.jax_enable_x64, torch.get_default_dtype(), torch.random.get_rng_state().tolist()) == before

@@ -14,7 +14,7 @@ from torch._higher_order_ops import scan
 from p3.data import make_points
 from p3.result import FitResult
 from p3.spec import TrainingSpec
-from p3.training import Piece, Progress, piece_lengths, train
+from p3.training import EAGERLY, Piece, Progress, piece_lengths, train
 from torchp3.device import describe_device, find_device
 from torchp3.model import Coefficients, loss
 from torchp3.optimizer import update
@@ -63,9 +63,13 @@ def compiled_scan_steps() -> Any:
 def compile_piece(
     spec: TrainingSpec, coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
 ) -> Piece[Coefficients] | None:
-    """The loop of a piece as one compiled program, or None, and a warning, where there is no working C++ compiler."""
-    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler  # imports the compiler
+    """The loop of a piece as one compiled program, or None, and a warning, where PyTorch cannot compile."""
+    import torch._dynamo  # the compiler, which takes a second to load
+    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
+    if torch._dynamo.config.disable:
+        warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=3)
+        return None
     scan_steps = compiled_scan_steps()
 
     def piece(
@@ -82,7 +86,7 @@ def compile_piece(
         if not isinstance(error.inner_exception, (InvalidCxxCompiler, CppCompileError)):
             raise
         reason = str(error.inner_exception).partition("\n")[0]
-        warnings.warn(f"jit = true, but the loop runs eagerly: {reason}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{EAGERLY}: {reason}", RuntimeWarning, stacklevel=3)
         return None
     return piece
 
@@ -126,20 +130,24 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     Warns
     -----
     RuntimeWarning
-        `jit = true` and no working C++ compiler is found: the fit runs eagerly.
+        `jit = true`, and torch.compile is disabled or finds no working C++ compiler: the fit runs eagerly.
     """
     device = find_device(spec.device)
-    points = make_points(spec)
-    x, y = torch.as_tensor(points.x, device=device), torch.as_tensor(points.y, device=device)
-    start = {name: torch.tensor(value, dtype=x.dtype, device=device) for name, value in spec.start.model_dump().items()}
-    begin = perf_counter()
-    piece = compile_piece(spec, start, x, y) if spec.jit else None
-    compiled = piece is not None
-    if piece is None:
-        piece = partial(eager_piece, x, y)
-        piece(start, np.zeros(1, spec.dtype))  # a step thrown away, on which libraries load
-    compile_seconds = perf_counter() - begin
-    trained = train(spec, piece, start, progress)
+    # Gradients are on for this fit alone, whatever the caller has switched off.
+    with torch.inference_mode(False), torch.enable_grad():
+        points = make_points(spec)
+        x, y = torch.as_tensor(points.x, device=device), torch.as_tensor(points.y, device=device)
+        start = {
+            name: torch.tensor(value, dtype=x.dtype, device=device) for name, value in spec.start.model_dump().items()
+        }
+        begin = perf_counter()
+        piece = compile_piece(spec, start, x, y) if spec.jit else None
+        compiled = piece is not None
+        if piece is None:
+            piece = partial(eager_piece, x, y)
+            piece(start, np.zeros(1, spec.dtype))  # a step thrown away, on which libraries load
+        compile_seconds = perf_counter() - begin
+        trained = train(spec, piece, start, progress)
     return FitResult(
         backend="torch",
         spec=spec,
