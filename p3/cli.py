@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -48,12 +49,13 @@ def _allowed(field: FieldInfo) -> str:
     """The default and the bounds of a field, for its help."""
     bounds = [f"above {bound.gt}" for bound in field.metadata if hasattr(bound, "gt")]
     bounds += [f"at least {bound.ge}" for bound in field.metadata if hasattr(bound, "ge")]
+    bounds += [f"at most {bound.le}" for bound in field.metadata if hasattr(bound, "le")]
     return "; ".join([f"default {field.default}", *bounds])
 
 
 def specification(spec_file: str | None, flags: dict[str, Any]) -> TrainingSpec:
     """The file's specification, or the default one, with the flags that were given laid over it."""
-    spec = TrainingSpec.from_toml(spec_file) if spec_file else TrainingSpec()
+    spec = TrainingSpec() if spec_file is None else TrainingSpec.from_toml(spec_file)
     changes: dict[str, Any] = {}
     for path, value in flags.items():
         if value is not None:
@@ -204,6 +206,7 @@ def run(command: click.Command) -> NoReturn:
         print(f"{command.name}: {message}", file=sys.stderr)
 
     warnings.showwarning = complain
+    sys.stdout = sys.stdout or StringIO()  # None where the shell has closed it
     try:
         code = command.main(prog_name=command.name, standalone_mode=False)
         sys.stdout.flush()

@@ -22,7 +22,7 @@ class _Section(BaseModel):
 class Data(_Section):
     """The points (x, y): x evenly spaced over [low, high], y = target(x)."""
 
-    points: Annotated[int, Field(ge=2)] = Field(2000, description="Number of points.")
+    points: Annotated[int, Field(ge=2, le=10**12)] = Field(2000, description="Number of points.")
     low: FiniteFloat = Field(-3.141592653589793, description="First x.")
     high: FiniteFloat = Field(3.141592653589793, description="Last x; above low.")
     target: Target = Field("sin", description="The function to fit, by its NumPy name.")
@@ -66,8 +66,10 @@ class TrainingSpec(_Section):
     data: Data = Field(Data(), description="The points to fit.")
     start: Start = Field(Start(), description="The coefficients before the first update.")
     optimizer: Optimizer = Field(Optimizer(), description="The update rule.")
-    steps: Annotated[int, Field(ge=1)] = Field(2000, description="Number of updates.")
-    log_every: Annotated[int, Field(ge=1)] = Field(100, description="Report the loss once in this many steps.")
+    steps: Annotated[int, Field(ge=1, le=10**12)] = Field(2000, description="Number of updates.")
+    log_every: Annotated[int, Field(ge=1, le=10**12)] = Field(
+        100, description="Report the loss once in this many steps."
+    )
     dtype: Literal["float32", "float64"] = Field("float32", description="Type of all arithmetic.")
     device: Literal["cpu", "gpu", "auto"] = Field("auto", description="Where to run; auto takes a GPU if there is one.")
     jit: bool = Field(True, description="Compile the training loop, or run it eagerly.")

@@ -132,9 +132,10 @@ BAD_COMMANDS = [
     (["--step", "5"], "No such option"),
     (["nowhere.toml"], "nowhere.toml: cannot be read: No such file or directory"),
     (["--output", "/nowhere/result.json"], "/nowhere/result.json: cannot be written: No such file or directory"),
+    ([""], ": cannot be read: "),
     (["--output", "/"], "--output /: cannot be written: Is a directory"),
     (["--data.target", "exp", "--data.high", "1e3"], "exp over [-3.141592653589793, 1000.0] is not finite in float32"),
-    (["--data.points", "100000000000000"], "not enough memory"),
+    (["--data.points", "1000000000000"], "not enough memory"),
 ]  # fmt: skip
 
 
@@ -230,6 +231,12 @@ def test_a_reader_that_leaves_is_no_error():
     command = f"'{SCRIPTS / 'jaxp3'}' --steps 3000 --log-every 1 --no-jit --data.points 2 | head -n 1"
     finished = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert finished.stdout.startswith("0 ")
+    assert finished.stderr == ""
+
+
+def test_a_closed_standard_output_is_no_error():
+    command = f"'{SCRIPTS / 'jaxp3'}' {' '.join(QUICK)} >&-"
+    finished = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert finished.stderr == ""
 
 
