@@ -44,3 +44,24 @@ def test_a_package_works_without_the_other_framework(package, missing):
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.startswith("Result: y = ")
+
+
+STATE = """
+import jax, numpy, random, torch, warnings
+state = lambda: (
+    (jax.config.jax_enable_x64, jax.config.jax_default_device, jax.config.jax_default_matmul_precision),
+    (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(), torch.is_grad_enabled()),
+    (torch.get_rng_state().tolist(), str(numpy.random.get_state()), random.getstate(), numpy.geterr()),
+    list(warnings.filters),
+)
+"""
+
+
+@pytest.mark.parametrize("package", ["p3", "torchp3", "jaxp3"])
+def test_importing_changes_no_global_state(package):
+    # What libraries change by themselves is loaded first: jax and torch add warnings' filters, rich draws a number.
+    program = (
+        f"{STATE}\nimport importlib, pkgutil, jax.numpy, matplotlib.figure, optax, rich.style, torch._dynamo\nbefore = state()\n"
+        f"{EVERYTHING_IN.format(package=package)}\nassert state() == before"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
