@@ -61,7 +61,8 @@ state = lambda: (
 def test_importing_changes_no_global_state(package):
     # What libraries change by themselves is loaded first: jax and torch add warnings' filters, rich draws a number.
     program = (
-        f"{STATE}\nimport importlib, pkgutil, jax.numpy, matplotlib.figure, optax, rich.style, torch._dynamo\nbefore = state()\n"
+        f"{STATE}\nimport importlib, pkgutil, jax.numpy, matplotlib.figure, optax, rich.style, torch._dynamo\n"
+        f"before = state()\n"
         f"{EVERYTHING_IN.format(package=package)}\nassert state() == before"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
