@@ -242,7 +242,14 @@ def test_a_closed_standard_output_is_no_error():
 
 def test_an_interrupt_ends_with_130():
     command = [SCRIPTS / "jaxp3", "--steps", "1000000", "--log-every", "1", "--no-jit"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with the signal ignored, and so it would be here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout.readline().startswith("0 ")
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)

@@ -55,7 +55,7 @@ def test_the_same_public_names():
 def test_the_same_names_in_the_same_order_with_the_same_parameters(module):
     sides = {
         package: {
-            name: list(inspect.signature(value).parameters)
+            name: [(p.name, p.kind, p.default) for p in inspect.signature(value).parameters.values()]
             for name, value in defined_in(package, module).items()
             if (package, name) not in ONLY_IN
         }

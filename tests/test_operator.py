@@ -46,6 +46,15 @@ def test_shapes_are_kept(backend, shape):
         assert operator_derivative(backend, order, False)(x).shape == shape
 
 
+def test_one_by_one_under_vmap_is_all_at_once(backend):
+    x = points("float32")
+    one_by_one = {
+        "torch": lambda: torch.vmap(torch.func.grad(torchp3.legendre_p3))(torch.from_numpy(x)).numpy(),
+        "jax": lambda: np.asarray(jax.vmap(jax.grad(jaxp3.legendre_p3))(x)),
+    }[backend]()
+    np.testing.assert_array_equal(one_by_one, operator_derivative(backend, 1, False)(x))
+
+
 def test_gradcheck():
     x = torch.from_numpy(points("float64")[::20]).requires_grad_()
     assert torch.autograd.gradcheck(torchp3.legendre_p3, x)
