@@ -203,7 +203,7 @@ def run(command: click.Command) -> NoReturn:
     """Run a command, turn what went wrong into one line on standard error, and exit."""
 
     def complain(message: object, *_: object, **__: object) -> None:
-        print(f"{command.name}: {message}", file=sys.stderr)
+        print(f"{command.name}:", " ".join(str(message).splitlines()), file=sys.stderr)
 
     warnings.showwarning = complain
     sys.stdout = sys.stdout or StringIO()  # None where the shell has closed it

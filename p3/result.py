@@ -86,10 +86,10 @@ class FitResult(BaseModel):
             return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: is not JSON: {error}") from error
         except ValidationError as error:
             raise InputError(f"{path}: is not a saved fit: {describe(error, cls)}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: is not JSON: {error}") from error
 
     def __str__(self) -> str:
         """The tutorial's closing line."""

@@ -81,10 +81,10 @@ class TrainingSpec(_Section):
             return cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path}: is not TOML: {error}") from error
         except ValidationError as error:
             raise InputError(f"{path}: {describe(error, cls)}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: is not TOML: {error}") from error
 
     def to_toml(self, path: str | PathLike[str]) -> None:
         """Write every field, so that the file still says the same when a default changes. Raises `OSError`."""

@@ -133,6 +133,7 @@ BAD_COMMANDS = [
     (["nowhere.toml"], "nowhere.toml: cannot be read: No such file or directory"),
     (["--output", "/nowhere/result.json"], "/nowhere/result.json: cannot be written: No such file or directory"),
     ([""], ": cannot be read: "),
+    (["two\nlines.toml"], "two lines.toml: cannot be read: No such file or directory"),
     (["--output", "/"], "--output /: cannot be written: Is a directory"),
     (["--data.target", "exp", "--data.high", "1e3"], "exp over [-3.141592653589793, 1000.0] is not finite in float32"),
     (["--data.points", "1000000000000"], "not enough memory"),
@@ -241,15 +242,14 @@ def test_a_closed_standard_output_is_no_error():
 
 
 def test_an_interrupt_ends_with_130():
+    # A shell starts what it runs in the background with the signal ignored, and so would this start the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [SCRIPTS / "jaxp3", "--steps", "1000000", "--log-every", "1", "--no-jit"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what it runs in the background with the signal ignored, and so it would be here.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout.readline().startswith("0 ")
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
