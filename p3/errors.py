@@ -31,3 +31,11 @@ class DivergenceError(ArithmeticError):
             f"the fit diverged at step {self.step}: loss {self.loss}; "
             f"try a learning rate below {self.learning_rate:g} or a start nearer to the answer"
         )
+
+
+def dtype_error(given: str, conversion: str) -> TypeError:
+    """What either framework's operator raises for anything but floating-point and complex arrays."""
+    return TypeError(
+        "legendre_p3 takes float16, bfloat16, float32, float64, complex64 and complex128, "
+        f"and was given {given}; convert it, as in {conversion}"
+    )

@@ -6,14 +6,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import torch
 
 import jaxp3.train
-import torchp3
+import torchp3.train
 from p3.backends import BackendName
 
 Function = Callable[[np.ndarray], np.ndarray]
+
+
+def to_torch(x: np.ndarray) -> torch.Tensor:
+    """The same array in PyTorch, which NumPy's bfloat16 is strange to, as a C-contiguous copy."""
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.tensor(x.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(x)
+
+
+def to_numpy(x: torch.Tensor) -> np.ndarray:
+    """The same array in NumPy."""
+    if x.dtype == torch.bfloat16:
+        return x.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.resolve_conj().numpy()
 
 
 @cache
@@ -21,14 +36,14 @@ def torch_derivative(order: int, compiled: bool) -> Function:
     """The order-th derivative of torchp3.legendre_p3, elementwise."""
 
     def differentiate(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        return torch.func.grad(lambda x: f(x).sum())
+        return lambda x: torch.func.vjp(f, x)[1](torch.ones_like(x))[0]
 
     function = torchp3.legendre_p3
     for _ in range(order):
         function = differentiate(function)
     if compiled:
-        function = torch.compile(function, fullgraph=True, dynamic=True)
-    return lambda x: function(torch.from_numpy(x)).numpy()
+        function = torch.compile(function, fullgraph=True, dynamic=True, recompile_limit=64)
+    return lambda x: to_numpy(function(to_torch(x)))
 
 
 @cache
@@ -36,7 +51,7 @@ def jax_derivative(order: int, compiled: bool) -> Function:
     """The order-th derivative of jaxp3.legendre_p3, elementwise."""
 
     def differentiate(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-        return jax.grad(lambda x: f(x).sum())
+        return lambda x: jax.vjp(f, x)[1](jnp.ones_like(x))[0]
 
     function: Any = jaxp3.legendre_p3
     for _ in range(order):
@@ -45,7 +60,7 @@ def jax_derivative(order: int, compiled: bool) -> Function:
         function = jax.jit(function)
 
     def call(x: np.ndarray) -> np.ndarray:
-        with jax.enable_x64(x.dtype == np.float64):
+        with jax.enable_x64(x.dtype in (np.float64, np.complex128)):
             return np.asarray(function(jnp.asarray(x)))
 
     return call
@@ -78,3 +93,4 @@ def forget_compiled() -> None:
     """Drop every compiled program, so that the next one is traced anew."""
     jax.clear_caches()
     torch.compiler.reset()
+    torchp3.train.compiled_scan_steps.cache_clear()

@@ -11,14 +11,17 @@ import torchp3
 
 # What only one framework has, with the reason.
 ONLY_IN = {
-    (
-        "torchp3",
-        "LegendrePolynomial3",
-    ): "PyTorch's custom gradient is a class; JAX's is legendre_p3 itself",
-    ("jaxp3", "forward"): "methods of LegendrePolynomial3 in PyTorch",
-    ("jaxp3", "backward"): "methods of LegendrePolynomial3 in PyTorch",
+    ("torchp3", "LegendrePolynomial3"): "PyTorch's custom gradient is a class; JAX's is legendre_p3 itself",
+    ("jaxp3", "forward"): "a method of LegendrePolynomial3 in PyTorch",
+    ("jaxp3", "backward"): "a method of LegendrePolynomial3 in PyTorch",
+    ("jaxp3", "jvp"): "a method of LegendrePolynomial3 in PyTorch",
+    ("jaxp3", "pushforward"): "what jvp does to the tangent, apart so that jax.checkpoint can wrap it",
+    ("torchp3", "WithoutJvp"): "torch.compile refuses a Function with a jvp; jax.jit takes every rule",
+    ("jaxp3", "ReverseModeOnly"): "a custom_vjp refuses forward mode, and this one names legendre_p3_custom_jvp",
+    ("jaxp3", "legendre_p3_custom_jvp"): "a custom_vjp has no forward mode; an autograd.Function has both",
     ("torchp3", "compiled_scan_steps"): "torch.compile keeps its programs with the wrapper; jax.jit compiles ahead",
-    ("jaxp3", "loss_and_gradients"): "XLA needs the five sums made one; torch.func.grad_and_value serves as it is",
+    ("jaxp3", "scan_steps"): "inside compiled_scan_steps in PyTorch, around a gradient that is traced beforehand",
+    ("jaxp3", "step"): "inside compiled_scan_steps in PyTorch, around a gradient that is traced beforehand",
 }
 
 PACKAGES = {"torchp3": torchp3, "jaxp3": jaxp3}
