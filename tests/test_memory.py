@@ -1,0 +1,79 @@
+"""Forward and backward take no more memory than the tutorial's operator does."""
+
+import subprocess
+import sys
+
+import pytest
+
+# The most that the process ever held, less what it held before, in bytes. In a process of its own, since that never
+# falls.
+PROGRAM = """
+import resource, sys
+import numpy as np
+
+POINTS = 10**7
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def measure(run, x):
+    run(x[:1000])  # what is loaded on first use is not counted
+    before = peak()
+    run(x)
+    return peak() - before
+
+def tutorial():
+    import torch
+
+    class LegendrePolynomial3(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, input):
+            ctx.save_for_backward(input)
+            return 0.5 * (5 * input**3 - 3 * input)
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            (input,) = ctx.saved_tensors
+            return grad_output * 1.5 * (5 * input**2 - 1)
+
+    return with_torch(LegendrePolynomial3.apply)
+
+def with_torch(f):
+    import torch
+
+    def run(x):
+        x = x.detach().requires_grad_()
+        f(x).backward(torch.ones(len(x)))
+
+    return measure(run, torch.ones(POINTS))
+
+def with_jax(f):
+    import jax, jax.numpy as jnp
+
+    def run(x):
+        y, vjp = jax.vjp(f, x)
+        jax.block_until_ready(vjp(jnp.ones(len(x))))
+
+    return measure(run, jnp.ones(POINTS))
+
+def ours(name):
+    if name == "torch":
+        import torchp3
+        return with_torch(torchp3.legendre_p3)
+    import jaxp3
+    return with_jax(getattr(jaxp3, name))
+
+print(tutorial() if sys.argv[1] == "tutorial" else ours(sys.argv[1]))
+"""
+
+
+def peak(name: str) -> int:
+    return int(subprocess.run([sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "legendre_p3", "legendre_p3_custom_jvp"])
+def test_the_peak_is_at_most_the_tutorials(name):
+    ours, tutorials = peak(name), peak("tutorial")
+    print(f"{name}: {ours / 4e7:.2f} arrays of x's size, the tutorial's {tutorials / 4e7:.2f}")
+    assert ours <= tutorials
