@@ -1,0 +1,302 @@
+"""
+Which modes each operator is right in, which it refuses, and whether the hand-written rule is what ran.
+
+`python comparisons/modes.py --readme README.md` runs every mode, writes modes.json and, for people, modes.md beside
+itself, and the README's part.
+
+Each mode runs twice at points where everything is exact: once as it is, and once with the derivative in the rule
+multiplied by 4. If the result then has that factor, the rule ran; if not, the framework differentiated the operations.
+"""
+
+import importlib
+import itertools
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+from rich.progress import track
+
+from p3.exact import P3
+
+HERE = Path(__file__).parent
+MARKER = 4.0  # a power of two, so that the marked result is exact as well
+POINTS = np.array([-2.25, -1.5, -0.75, -0.125, 0.25, 0.5, 1.0, 1.75], np.float32)  # few bits, so that powers are exact
+
+# What a mode should come to at x, its rule's derivative multiplied by m.
+EXPECTED: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "shape": lambda x, m: 0 * x,
+    "value": lambda x, m: P3(x),
+    "first derivative": lambda x, m: m * P3.deriv()(x),
+    "second derivative": lambda x, m: m * P3.deriv(2)(x),
+    "third derivative": lambda x, m: m * P3.deriv(3)(x),
+    "second derivative of P3²": lambda x, m: 2 * ((m * P3.deriv()(x)) ** 2 + P3(x) * m * P3.deriv(2)(x)),
+    "closed over": lambda x, m: m * (P3.deriv()(x) + x * P3.deriv(2)(x)),
+}
+
+SIGNS = {
+    "right, by the rule": "✓",
+    "right, no derivative": "✓ –",
+    "right, rule dropped": "✓ ○",
+    "refuses": "✗",
+    "wrong": "WRONG",
+}
+
+FIRST_AND_SECOND = {"reverse", "forward", "over", "vmap", "of"}  # the words of the modes that the README shows
+BEGIN, END = "<!-- modes: written by comparisons/modes.py -->", "<!-- end of modes -->"
+
+# What a newer version would change: the columns and outcomes it is about, and the note under the table.
+UPSTREAM = {
+    ("torchp3.legendre_p3 compiled", "right, rule dropped"): (
+        "Differentiated by PyTorch's own rules. PyTorch drops a Function's rule here "
+        "([193279](https://github.com/pytorch/pytorch/issues/193279), "
+        "[192985](https://github.com/pytorch/pytorch/issues/192985)); newer releases keep it in first derivatives, "
+        "and once they keep it in second ones as well, so can `legendre_p3`."
+    ),
+}
+
+
+def shared_modes(framework: ModuleType, f: Callable) -> dict[str, tuple[str, Callable]]:
+    """The modes that both frameworks have, under one name each: what they should come to, and how to get there."""
+    forward, reverse, vmap = framework.forward, framework.reverse, framework.vmap
+    directions = {"reverse": reverse, "forward": forward}
+
+    def nested(names: tuple[str, ...], function: Callable) -> Callable:
+        for name in reversed(names):
+            function = directions[name](function)
+        return function
+
+    modes = {"value": ("value", f)}
+    for order, expected in enumerate(("first derivative", "second derivative", "third derivative"), start=1):
+        for names in itertools.product(directions, repeat=order):
+            modes[" over ".join(names)] = expected, nested(names, f)
+    for names in itertools.product(directions, repeat=2):
+        modes[" over ".join(names) + ", of P3²"] = "second derivative of P3²", nested(names, lambda x: f(x) ** 2)
+    modes |= {
+        "vmap": ("value", vmap(f)),
+        "vmap, in and out axis 1": ("value", lambda x: vmap(f, 1, 1)(x.reshape(2, 4)).reshape(8)),
+        "vmap of vmap": ("value", lambda x: vmap(vmap(f))(x.reshape(2, 4)).reshape(8)),
+        "vmap of reverse": ("first derivative", vmap(reverse(f))),
+        "reverse of vmap": ("first derivative", reverse(vmap(f))),
+        "vmap of forward": ("first derivative", vmap(forward(f))),
+        "forward of vmap": ("first derivative", forward(vmap(f))),
+        "vmap of reverse over reverse": ("second derivative", vmap(reverse(reverse(f)))),
+    }
+    modes |= {
+        "vjp": ("first derivative", framework.pullback(f)),
+        "linearize": ("first derivative", framework.linearize(f)),
+        "jacrev": ("first derivative", lambda x: framework.jacrev(f)(x).diagonal()),
+        "jacfwd": ("first derivative", lambda x: framework.jacfwd(f)(x).diagonal()),
+    }
+    jacobians = {"jacfwd": framework.jacfwd, "jacrev": framework.jacrev}
+    for outer, inner in itertools.product(jacobians, repeat=2):
+        modes[f"hessian, {outer} of {inner}"] = (
+            "second derivative",
+            lambda x, outer=outer, inner=inner: jacobians[outer](jacobians[inner](lambda x: f(x).sum()))(x).diagonal(),
+        )
+    return modes
+
+
+def multiplied(derivative: Callable, marker: float) -> Callable:
+    """The derivative in the rule, multiplied."""
+    return lambda x: marker * derivative(x)
+
+
+def run(mode: Callable, framework: ModuleType) -> np.ndarray | str:
+    """
+    The result, or the message of what was raised.
+
+    In a thread of its own, since PyTorch keeps the transforms that are open by thread, and where it fails to compile
+    one it can leave it open, for all that comes after.
+    """
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: np.asarray(mode(framework.array(POINTS)))).result()
+    except Exception as error:
+        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+', '0x…', first_line)}"
+
+
+def outcome(expected: str, plain: np.ndarray | str, marked: np.ndarray | str) -> dict[str, str]:
+    """The cell of the table."""
+
+    def is_right(result: np.ndarray | str, marker: float) -> bool:
+        truth = EXPECTED[expected](POINTS.astype(np.float64), marker)
+        return isinstance(result, np.ndarray) and np.array_equal(result, truth)
+
+    if isinstance(plain, str):
+        return {"outcome": "refuses", "message": plain}
+    if not is_right(plain, 1):
+        return {"outcome": "wrong", "message": f"{plain.tolist()}"}
+    if expected in ("value", "shape"):
+        return {"outcome": "right, no derivative"}
+    if is_right(marked, MARKER):
+        return {"outcome": "right, by the rule"}
+    if is_right(marked, 1):
+        return {"outcome": "right, rule dropped"}
+    return {"outcome": "wrong", "message": f"with the rule multiplied: {marked}"}
+
+
+def columns() -> Iterator[tuple[str, ModuleType, dict[str, tuple[str, Callable]]]]:
+    """Each column of the table: its name, its framework, and its modes."""
+    for name in ("torch_modes", "jax_modes"):
+        framework = importlib.import_module(name)
+        for operator, f in framework.OPERATORS.items():
+            modes = shared_modes(framework, f)
+            compiled = {mode: (expected, framework.compiled(g)) for mode, (expected, g) in modes.items()}
+            yield operator, framework, modes | framework.own_modes(f)
+            yield f"{operator} compiled", framework, compiled
+
+
+def table() -> dict[str, Any]:
+    """Run everything: the versions, and for each column its modes' outcomes."""
+    tasks = [
+        (column, framework, mode, expected, g)
+        for column, framework, modes in columns()
+        for mode, (expected, g) in modes.items()
+    ]
+    results: dict[tuple[str, str, float], np.ndarray | str] = {}
+    for marker in (1.0, MARKER):
+        with ExitStack() as rules:
+            for framework in {framework for _, framework, _, _, _ in tasks}:
+                framework.forget_compiled()
+                derivative = multiplied(framework.operator.derivative, marker)
+                rules.enter_context(mock.patch.object(framework.operator, "derivative", derivative))
+            for column, framework, mode, _, g in track(tasks, f"rule × {marker:g}", disable=not sys.stderr.isatty()):
+                results[column, mode, marker] = run(g, framework)
+    cells: dict[str, dict[str, Any]] = {}
+    for column, _, mode, expected, _ in tasks:
+        cells.setdefault(column, {})[mode] = outcome(expected, results[column, mode, 1], results[column, mode, MARKER])
+    return {
+        "versions": {name: importlib.import_module(name).__version__.partition("+")[0] for name in ("torch", "jax")},
+        "cells": cells,
+    }
+
+
+def grid(made: dict[str, Any], columns: list[str], modes: list[str], note: Callable[[str], str]) -> list[str]:
+    """A table in Markdown: a row for each mode, a column for each operator."""
+
+    def show(column: str, mode: str) -> str:
+        cell = made["cells"][column][mode]
+        sign = SIGNS[cell["outcome"]]
+        text = UPSTREAM.get((column, cell["outcome"])) or (f"`{cell['message']}`" if "message" in cell else "")
+        return f"{sign} {note(text)}".strip() if text else sign
+
+    names = [f"`{c.removesuffix(' compiled')}`{' compiled' * c.endswith(' compiled')}" for c in columns]
+    return [
+        f"| mode | {' | '.join(names)} |",
+        "| --- |" + " --- |" * len(columns),
+        *(f"| {mode} | {' | '.join(show(column, mode) for column in columns)} |" for mode in modes),
+        "",
+    ]
+
+
+def versions(made: dict[str, Any]) -> str:
+    """The frameworks that the table was made with."""
+    return " and ".join(f"{name} {version}" for name, version in made["versions"].items())
+
+
+def key() -> list[str]:
+    """What the signs mean."""
+    return [
+        "| | |",
+        "| --- | --- |",
+        f"| {SIGNS['right, by the rule']} | exact, by the hand-written rule: multiplied, it multiplies the result |",
+        f"| {SIGNS['right, rule dropped']} | exact, but the framework differentiated the polynomial instead |",
+        f"| {SIGNS['right, no derivative']} | exact, and no derivative is taken |",
+        f"| {SIGNS['refuses']} | raises |",
+        "",
+    ]
+
+
+def markdown(made: dict[str, Any]) -> str:
+    """The whole table, for people."""
+    cells = made["cells"]
+    plain = [name for name in cells if not name.endswith(" compiled")]
+    shared = list(cells[f"{plain[0]} compiled"])
+    alone = {
+        title: [name for name in plain if name.startswith(package)]
+        for title, package in {"PyTorch alone": "torchp3", "JAX alone": "jaxp3"}.items()
+    }
+    notes: list[str] = []
+
+    def note(text: str) -> str:
+        if text not in notes:
+            notes.append(text)
+        return f"[{notes.index(text) + 1}](#notes)"
+
+    lines = [
+        "# Where the operator is right",
+        "",
+        f"Made by `python comparisons/modes.py` with {versions(made)}; a test fails when it is out of date.",
+        "",
+        *key(),
+        "## What both frameworks have",
+        "",
+        *grid(made, list(cells), shared, note),
+    ]
+    for title, columns in alone.items():
+        own = [mode for mode in cells[columns[0]] if mode not in shared]
+        lines += [f"## {title}", "", *grid(made, columns, own, note)]
+    lines += ["## Notes", "", *(f"{number}. {text}" for number, text in enumerate(notes, start=1))]
+    return "\n".join(lines) + "\n"
+
+
+def in_readme(made: dict[str, Any], readme: str) -> str:
+    """The README with its part of the table, up to second derivatives, and the count of each outcome."""
+    cells = made["cells"]
+    modes = [mode for mode in next(iter(cells.values())) if mode == "value" or set(mode.split()) <= FIRST_AND_SECOND]
+    modes = [mode for mode in modes if mode.count("over") < 2]
+    counts = Counter(cell["outcome"] for column in cells.values() for cell in column.values())
+    lines = [
+        f"With {versions(made)}:",
+        "",
+        *grid(made, list(cells), modes, lambda text: ""),
+        *key(),
+        f"In all, {sum(counts.values())} cells: " + ", ".join(f"{counts[name]} {name}" for name in SIGNS) + ".",
+    ]
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"])
+
+
+@click.command()
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=HERE / "modes.json", show_default=True)
+@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), default=HERE / "modes.md")
+@click.option("--readme", "readme_path", type=click.Path(path_type=Path), help="The README whose part to write anew.")
+def main(json_path: Path, markdown_path: Path, readme_path: Path | None) -> None:
+    """Run every mode of every operator, and write the table."""
+    # Two devices on one CPU, for sharding; JAX reads this when it first looks for devices.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    made = table()
+    json_path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    markdown_path.write_text(markdown(made))
+    if readme_path:
+        readme_path.write_text(in_readme(made, readme_path.read_text()))
+    wrong = [
+        f"{column}: {mode}"
+        for column, modes in made["cells"].items()
+        for mode in modes
+        if modes[mode]["outcome"] == "wrong"
+    ]
+    for cell in wrong:
+        click.echo(f"wrong: {cell}", err=True)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The committed table of modes is what running them gives, and no cell of it is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import modes
+import pytest
+
+COMPARISONS = Path(__file__).parent.parent / "comparisons"
+COMMITTED = json.loads((COMPARISONS / "modes.json").read_text())
+
+
+def test_no_cell_is_wrong():
+    assert [
+        (column, mode)
+        for column, cells in COMMITTED["cells"].items()
+        for mode, cell in cells.items()
+        if cell["outcome"] == "wrong"
+    ] == []
+
+
+def test_the_page_is_the_tables():
+    assert (COMPARISONS / "modes.md").read_text() == modes.markdown(COMMITTED)
+
+
+def test_the_readmes_part_is_the_tables():
+    readme = (COMPARISONS.parent / "README.md").read_text()
+    assert readme == modes.in_readme(COMMITTED, readme)
+
+
+def test_a_wrong_result_and_a_dropped_rule_are_told_apart():
+    truth = modes.EXPECTED["first derivative"](modes.POINTS, 1)
+    assert modes.outcome("first derivative", truth, 4 * truth) == {"outcome": "right, by the rule"}
+    assert modes.outcome("first derivative", truth, truth) == {"outcome": "right, rule dropped"}
+    assert modes.outcome("first derivative", truth, 2 * truth)["outcome"] == "wrong"
+    assert modes.outcome("first derivative", 0 * truth, 0 * truth)["outcome"] == "wrong"
+    assert modes.outcome("first derivative", truth * float("nan"), truth)["outcome"] == "wrong"
+    assert modes.outcome("first derivative", "TypeError: no", "TypeError: no")["outcome"] == "refuses"
+
+
+@pytest.mark.slow
+def test_the_committed_table_is_what_running_gives(tmp_path):
+    # In a process of its own, which forces two devices on JAX and patches the rules.
+    finished = subprocess.run(
+        [
+            sys.executable,
+            COMPARISONS / "modes.py",
+            "--json",
+            tmp_path / "modes.json",
+            "--markdown",
+            tmp_path / "modes.md",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    made = json.loads((tmp_path / "modes.json").read_text())
+    changed = [
+        f"{column}, {mode}: {COMMITTED['cells'].get(column, {}).get(mode)} is now {cell}"
+        for column, cells in made["cells"].items()
+        for mode, cell in cells.items()
+        if COMMITTED["cells"].get(column, {}).get(mode) != cell
+    ]
+    advice = (
+        f"committed with {COMMITTED['versions']}, and this is {made['versions']}; "
+        "if the change is meant: python comparisons/modes.py --readme README.md"
+    )
+    assert not changed, "\n".join([advice, *changed])
+    assert made == COMMITTED, advice
