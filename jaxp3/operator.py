@@ -25,7 +25,7 @@ def derivative(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
 
 def array(x: Any) -> Inexact[Array, "*shape"]:
     """Make an array of a Python float or complex number, and refuse what P3 is not defined for."""
-    if isinstance(x, float | complex):
+    if type(x) in (float, complex):
         return jnp.asarray(x)
     if getattr(x, "dtype", None) not in DTYPES:
         given = getattr(x, "dtype", type(x))

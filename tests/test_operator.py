@@ -214,10 +214,11 @@ def test_python_numbers_are_promoted(operator, x, value, dtype):
     assert str(answer.dtype).removeprefix("torch.") == dtype
 
 
-def test_numpy_arrays_are_jaxs_alone():
-    assert jaxp3.legendre_p3(np.ones(2, np.float32)).dtype == np.float32
-    with pytest.raises(TypeError, match=r"was given <class 'numpy\.ndarray'>"):
-        torchp3.legendre_p3(np.ones(2, np.float32))
+@pytest.mark.parametrize("x", [np.ones(2, np.float32), np.float32(1), np.float64(1), np.complex64(1)], ids=repr)
+def test_numpys_arrays_and_scalars_are_jaxs_alone(x):
+    assert np.all(jaxp3.legendre_p3(x) == 1)
+    with pytest.raises(TypeError, match=r"was given <class 'numpy\."):
+        torchp3.legendre_p3(x)
 
 
 @pytest.mark.parametrize("f", [jaxp3.legendre_p3, jaxp3.legendre_p3_custom_jvp])
@@ -236,6 +237,23 @@ def test_forward_mode_of_the_custom_vjp_names_the_other(transform):
             "jvp": lambda: jax.jvp(f, (x,), (x,)),
             "jacfwd": lambda: jax.jacfwd(f)(x),
             "grad of jvp": lambda: jax.grad(lambda x: jax.jvp(f, (x,), (x,))[1].sum())(x),
+        }[transform]()
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # of torch.func.linearize's own
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jacrev"])
+def test_reverse_mode_of_pytorchs_linearize_names_jvp(transform):
+    x = torch.ones(3)
+
+    def slope(x):
+        return torch.func.linearize(torchp3.legendre_p3, x)[1](torch.ones_like(x))
+
+    torch.testing.assert_close(slope(x), torch.full((3,), 6.0), rtol=0, atol=0)
+    with pytest.raises(NotImplementedError, match=r"gives no derivative to .*; use torch\.func\.jvp"):
+        {
+            "grad": lambda: torch.func.grad(lambda x: slope(x).sum())(x),
+            "vjp": lambda: torch.func.vjp(slope, x),
+            "jacrev": lambda: torch.func.jacrev(slope)(x),
         }[transform]()
 
 

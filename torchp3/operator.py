@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
+from torch._C._functorch import TransformType, get_dynamic_layer_stack_depth, peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from p3.errors import dtype_error
 
@@ -24,7 +26,7 @@ def derivative(x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
 
 def array(x: Any) -> Inexact[Tensor, "*shape"]:
     """Make a tensor of a Python float or complex number, and refuse what P3 is not defined for."""
-    if isinstance(x, float | complex):
+    if type(x) in (float, complex):
         return torch.as_tensor(x)
     if not isinstance(x, Tensor) or x.dtype not in DTYPES:
         given = x.dtype if isinstance(x, Tensor) else type(x)
@@ -63,6 +65,14 @@ class LegendrePolynomial3(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
         """The jvp: the input's tangent times P3'(x) is the output's."""
         (x,) = ctx.saved_tensors
+        layer = peek_interpreter_stack()
+        if layer is not None and layer.key() == TransformType.Grad and get_proxy_mode() is not None:
+            # Traced, and for a dual number that is not torch.func.jvp's: by torch.func.linearize, whose program would
+            # have x's part of the result as a constant, made from tangents that are uninitialised memory.
+            raise NotImplementedError(
+                "torch.func.linearize gives no derivative to torch.func.grad, vjp or jacrev around it, "
+                "of any function; use torch.func.jvp"
+            )
         # PyTorch switches forward mode off in here, so that to an outer one the tangent would be a constant, and its
         # derivative 0 without a word (pytorch issue 197867). With it on, x must lose the tangent that this call is for.
         with forward_ad._set_fwd_grad_enabled(True):
@@ -122,7 +132,7 @@ def legendre_p3(x: Inexact[Tensor, "*shape"] | float | complex) -> Inexact[Tenso
     x = array(x)
     if not torch.compiler.is_dynamo_compiling():
         return LegendrePolynomial3.apply(x)
-    if torch._C._functorch.get_dynamic_layer_stack_depth() == 0:
+    if get_dynamic_layer_stack_depth() == 0:
         return WithoutJvp.apply(x)
     # In a torch.func transform that is compiled along, PyTorch 2.13 drops a Function's rule (pytorch issue 193279), or
     # else wraps it in a Function of its own, which takes x and the cotangent for constants: a second derivative is then
