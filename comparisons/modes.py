@@ -2,7 +2,9 @@
 Which modes each operator is right in, which it refuses, and whether the hand-written rule is what ran.
 
 `python comparisons/modes.py --readme README.md` runs every mode, writes modes.json and, for people, modes.md beside
-itself, and the README's part.
+itself, and the README's part. With a newer version of one framework installed,
+`python comparisons/modes.py --framework torch --newer` writes what that one gives beside them, and modes.md says which
+cells it would change.
 
 Each mode runs twice at points where everything is exact: once as it is, and once with the derivative in the rule
 multiplied by 4. If the result then has that factor, the rule ran; if not, the framework differentiated the operations.
@@ -57,15 +59,12 @@ SIGNS = {
 FIRST_AND_SECOND = {"reverse", "forward", "over", "vmap", "of"}  # the words of the modes that the README shows
 BEGIN, END = "<!-- modes: written by comparisons/modes.py -->", "<!-- end of modes -->"
 
-# What a newer version would change: the columns and outcomes it is about, and the note under the table.
-UPSTREAM = {
-    ("torchp3.legendre_p3 compiled", "right, rule dropped"): (
-        "Differentiated by PyTorch's own rules. PyTorch drops a Function's rule here "
-        "([193279](https://github.com/pytorch/pytorch/issues/193279), "
-        "[192985](https://github.com/pytorch/pytorch/issues/192985)); newer releases keep it in first derivatives, "
-        "and once they keep it in second ones as well, so can `legendre_p3`."
-    ),
-}
+# Why PyTorch comes to "right, rule dropped", which its own tables do not tell.
+DROPPED = (
+    "Differentiated by PyTorch's own rules. It drops a Function's rule where torch.func is compiled along "
+    "([193279](https://github.com/pytorch/pytorch/issues/193279) in reverse mode, "
+    "[192985](https://github.com/pytorch/pytorch/issues/192985) in forward mode), and in what it exports"
+)
 
 
 def shared_modes(framework: ModuleType, f: Callable) -> dict[str, tuple[str, Callable]]:
@@ -97,6 +96,9 @@ def shared_modes(framework: ModuleType, f: Callable) -> dict[str, tuple[str, Cal
     modes |= {
         "vjp": ("first derivative", framework.pullback(f)),
         "linearize": ("first derivative", framework.linearize(f)),
+        "linearize of reverse": ("second derivative", framework.linearize(reverse(f))),
+        "reverse of linearize": ("second derivative", reverse(framework.linearize(f))),
+        "linearize of linearize": ("second derivative", framework.linearize(framework.linearize(f))),
         "jacrev": ("first derivative", lambda x: framework.jacrev(f)(x).diagonal()),
         "jacfwd": ("first derivative", lambda x: framework.jacfwd(f)(x).diagonal()),
     }
@@ -149,10 +151,10 @@ def outcome(expected: str, plain: np.ndarray | str, marked: np.ndarray | str) ->
     return {"outcome": "wrong", "message": f"with the rule multiplied: {marked}"}
 
 
-def columns() -> Iterator[tuple[str, ModuleType, dict[str, tuple[str, Callable]]]]:
+def columns(frameworks: tuple[str, ...]) -> Iterator[tuple[str, ModuleType, dict[str, tuple[str, Callable]]]]:
     """Each column of the table: its name, its framework, and its modes."""
-    for name in ("torch_modes", "jax_modes"):
-        framework = importlib.import_module(name)
+    for name in frameworks:
+        framework = importlib.import_module(f"{name}_modes")
         for operator, f in framework.OPERATORS.items():
             modes = shared_modes(framework, f)
             compiled = {mode: (expected, framework.compiled(g)) for mode, (expected, g) in modes.items()}
@@ -160,11 +162,11 @@ def columns() -> Iterator[tuple[str, ModuleType, dict[str, tuple[str, Callable]]
             yield f"{operator} compiled", framework, compiled
 
 
-def table() -> dict[str, Any]:
+def table(frameworks: tuple[str, ...]) -> dict[str, Any]:
     """Run everything: the versions, and for each column its modes' outcomes."""
     tasks = [
         (column, framework, mode, expected, g)
-        for column, framework, modes in columns()
+        for column, framework, modes in columns(frameworks)
         for mode, (expected, g) in modes.items()
     ]
     results: dict[tuple[str, str, float], np.ndarray | str] = {}
@@ -180,19 +182,35 @@ def table() -> dict[str, Any]:
     for column, _, mode, expected, _ in tasks:
         cells.setdefault(column, {})[mode] = outcome(expected, results[column, mode, 1], results[column, mode, MARKER])
     return {
-        "versions": {name: importlib.import_module(name).__version__.partition("+")[0] for name in ("torch", "jax")},
+        "versions": {name: importlib.import_module(name).__version__.partition("+")[0] for name in frameworks},
         "cells": cells,
     }
 
 
-def grid(made: dict[str, Any], columns: list[str], modes: list[str], note: Callable[[str], str]) -> list[str]:
+def say(cell: dict[str, str]) -> str:
+    """What there is to say of a cell beyond its sign."""
+    if "message" in cell:
+        return f"`{cell['message']}`"
+    return DROPPED if cell["outcome"] == "right, rule dropped" else ""
+
+
+def changes(column: str, mode: str, made: dict[str, Any], newer: list[dict[str, Any]]) -> Iterator[str]:
+    """What newer versions make of a cell, where it is something else."""
+    for table in newer:
+        cell = table["cells"].get(column, {}).get(mode, made["cells"][column][mode])
+        if cell != made["cells"][column][mode]:
+            yield f"With {versions(table)}: {SIGNS[cell['outcome']]} {say(cell)}".strip()
+
+
+def grid(
+    made: dict[str, Any], newer: list[dict[str, Any]], columns: list[str], modes: list[str], note: Callable[[str], str]
+) -> list[str]:
     """A table in Markdown: a row for each mode, a column for each operator."""
 
     def show(column: str, mode: str) -> str:
         cell = made["cells"][column][mode]
-        sign = SIGNS[cell["outcome"]]
-        text = UPSTREAM.get((column, cell["outcome"])) or (f"`{cell['message']}`" if "message" in cell else "")
-        return f"{sign} {note(text)}".strip() if text else sign
+        text = ". ".join(filter(None, [say(cell), *changes(column, mode, made, newer)]))
+        return f"{SIGNS[cell['outcome']]} {note(text)}".strip() if text else SIGNS[cell["outcome"]]
 
     names = [f"`{c.removesuffix(' compiled')}`{' compiled' * c.endswith(' compiled')}" for c in columns]
     return [
@@ -221,7 +239,7 @@ def key() -> list[str]:
     ]
 
 
-def markdown(made: dict[str, Any]) -> str:
+def markdown(made: dict[str, Any], newer: list[dict[str, Any]]) -> str:
     """The whole table, for people."""
     cells = made["cells"]
     plain = [name for name in cells if not name.endswith(" compiled")]
@@ -241,15 +259,16 @@ def markdown(made: dict[str, Any]) -> str:
         "# Where the operator is right",
         "",
         f"Made by `python comparisons/modes.py` with {versions(made)}; a test fails when it is out of date.",
+        f"Where {' or '.join(map(versions, newer))} would change a cell, its note says so.",
         "",
         *key(),
         "## What both frameworks have",
         "",
-        *grid(made, list(cells), shared, note),
+        *grid(made, newer, list(cells), shared, note),
     ]
     for title, columns in alone.items():
         own = [mode for mode in cells[columns[0]] if mode not in shared]
-        lines += [f"## {title}", "", *grid(made, columns, own, note)]
+        lines += [f"## {title}", "", *grid(made, newer, columns, own, note)]
     lines += ["## Notes", "", *(f"{number}. {text}" for number, text in enumerate(notes, start=1))]
     return "\n".join(lines) + "\n"
 
@@ -263,7 +282,7 @@ def in_readme(made: dict[str, Any], readme: str) -> str:
     lines = [
         f"With {versions(made)}:",
         "",
-        *grid(made, list(cells), modes, lambda text: ""),
+        *grid(made, [], list(cells), modes, lambda text: ""),
         *key(),
         f"In all, {sum(counts.values())} cells: " + ", ".join(f"{counts[name]} {name}" for name in SIGNS) + ".",
     ]
@@ -272,19 +291,28 @@ def in_readme(made: dict[str, Any], readme: str) -> str:
     return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"])
 
 
+def committed_newer() -> list[dict[str, Any]]:
+    """The tables that newer versions gave."""
+    return [json.loads(path.read_text()) for path in sorted(HERE.glob("modes_*.json"))]
+
+
 @click.command()
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=HERE / "modes.json", show_default=True)
-@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), default=HERE / "modes.md")
+@click.option("--framework", "frameworks", type=click.Choice(["torch", "jax"]), multiple=True, default=["torch", "jax"])
+@click.option("--newer", is_flag=True, help="Write what newer versions give beside the table, and not the table.")
+@click.option("--folder", type=click.Path(path_type=Path), default=HERE, help="Where modes.json and modes.md go.")
 @click.option("--readme", "readme_path", type=click.Path(path_type=Path), help="The README whose part to write anew.")
-def main(json_path: Path, markdown_path: Path, readme_path: Path | None) -> None:
+def main(frameworks: tuple[str, ...], newer: bool, folder: Path, readme_path: Path | None) -> None:
     """Run every mode of every operator, and write the table."""
     # Two devices on one CPU, for sharding; JAX reads this when it first looks for devices.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
-    made = table()
-    json_path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-    markdown_path.write_text(markdown(made))
+    made = table(frameworks)
+    suffix = "".join(f"_{name}" for name in frameworks) if newer else ""
+    (folder / f"modes{suffix}.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    if newer:
+        made = json.loads((folder / "modes.json").read_text())
+    (folder / "modes.md").write_text(markdown(made, committed_newer()))
     if readme_path:
         readme_path.write_text(in_readme(made, readme_path.read_text()))
     wrong = [

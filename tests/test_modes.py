@@ -22,7 +22,7 @@ def test_no_cell_is_wrong():
 
 
 def test_the_page_is_the_tables():
-    assert (COMPARISONS / "modes.md").read_text() == modes.markdown(COMMITTED)
+    assert (COMPARISONS / "modes.md").read_text() == modes.markdown(COMMITTED, modes.committed_newer())
 
 
 def test_the_readmes_part_is_the_tables():
@@ -44,16 +44,7 @@ def test_a_wrong_result_and_a_dropped_rule_are_told_apart():
 def test_the_committed_table_is_what_running_gives(tmp_path):
     # In a process of its own, which forces two devices on JAX and patches the rules.
     finished = subprocess.run(
-        [
-            sys.executable,
-            COMPARISONS / "modes.py",
-            "--json",
-            tmp_path / "modes.json",
-            "--markdown",
-            tmp_path / "modes.md",
-        ],
-        capture_output=True,
-        text=True,
+        [sys.executable, COMPARISONS / "modes.py", "--folder", tmp_path], capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
     made = json.loads((tmp_path / "modes.json").read_text())
