@@ -124,7 +124,7 @@ def with_x64(enabled: bool, f: Function) -> Function:
             dtype = jnp.float64 if enabled else jnp.float32
             out = f(jnp.asarray(np.asarray(x), dtype))
             assert out.dtype == dtype
-            return out
+            return jnp.asarray(out, x.dtype)
 
     return call
 

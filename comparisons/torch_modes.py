@@ -99,10 +99,7 @@ def dual(f: Function) -> Function:
 
     def derivative(x: Tensor) -> Tensor:
         with forward_ad.dual_level():
-            tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
-            if tangent is None:
-                raise ValueError("unpack_dual gives None for the tangent, as of any function that inductor compiles")
-            return tangent
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
 
     return derivative
 
@@ -174,9 +171,22 @@ def parameter_gradient(module: torch.nn.Module) -> Tensor:
     return parameter.grad
 
 
-def exported(x: Tensor) -> torch.nn.Module:
+def changed_afterwards(x: Tensor) -> Tensor:
+    """The derivative where a compiled function goes on to change what it gave to P3."""
+
+    def change(x: Tensor) -> Tensor:
+        z = 1.0 * x
+        y = torchp3.legendre_p3(z)
+        z.add_(1)
+        return y
+
+    return backward(compiled(change))(x)
+
+
+def exported(x: Tensor, strict: bool = False) -> torch.nn.Module:
     """Exported for any length, saved and loaded."""
-    program = torch.export.export(Pointwise(), (x,), dynamic_shapes=({0: torch.export.Dim("points")},))
+    shapes = ({0: torch.export.Dim("points")},)
+    program = torch.export.export(Pointwise(), (x,), dynamic_shapes=shapes, strict=strict)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "p3.pt2"
         torch.export.save(program, path)
@@ -262,6 +272,12 @@ def own_modes(f: Function) -> dict[str, tuple[str, Function]]:
         "compiled, then autograd.grad": ("first derivative", backward(compiled(f))),
         "compiled, then autograd.grad, dynamic shapes": ("first derivative", dynamic_shapes(f)),
         "compiled, then autograd.grad twice": ("second derivative", backward_twice(compiled(f))),
+        "compiled by the eager backend, then autograd.grad twice": (
+            "second derivative",
+            backward_twice(torch.compile(f, fullgraph=True, backend="eager")),
+        ),
+        "compiled, x changed afterwards": ("first derivative", changed_afterwards),
+        "compiled dual numbers": ("first derivative", compiled(dual(f))),
         "compiled, then dual numbers": ("first derivative", dual(compiled(f))),
         "compiled, then dual numbers, x requires grad": ("first derivative", dual_of_leaf(compiled(f))),
         "compiled, then torch.func.grad": ("first derivative", reverse(compiled(f))),
@@ -281,6 +297,10 @@ def own_modes(f: Function) -> dict[str, tuple[str, Function]]:
         ),
         "export, reload": ("value", lambda x: exported(x)(x)),
         "export, reload, then autograd.grad": ("first derivative", lambda x: backward(exported(x))(x)),
+        "strict export, reload, then autograd.grad": (
+            "first derivative",
+            lambda x: backward(exported(leaf(x), strict=True))(x),
+        ),
         "AOTInductor": ("value", ahead_of_time),
         "fake and meta tensors": ("shape", fake),
         "autocast": ("first derivative", autocast),

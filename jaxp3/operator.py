@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Inexact
 
@@ -25,12 +26,12 @@ def derivative(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
 
 def array(x: Any) -> Inexact[Array, "*shape"]:
     """Make an array of a Python float or complex number, and refuse what P3 is not defined for."""
-    if type(x) in (float, complex):
+    if isinstance(x, float | complex):  # as NumPy's float64 is, and JAX's own literals
         return jnp.asarray(x)
-    if getattr(x, "dtype", None) not in DTYPES:
-        given = getattr(x, "dtype", type(x))
+    if not isinstance(x, Array | np.ndarray | np.generic) or x.dtype not in DTYPES:
+        given = x.dtype if isinstance(x, Array | np.ndarray) else type(x)
         raise dtype_error(str(given), "jnp.asarray(x, dtype=jnp.float32)")
-    return jnp.asarray(x)
+    return x if isinstance(x, Array) else jnp.asarray(x)  # which would round float64 where 64-bit types are off
 
 
 def widen(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
@@ -92,13 +93,14 @@ def legendre_p3(x: Inexact[Array, "*shape"] | float | complex) -> Inexact[Array,
     Parameters
     ----------
     x : of float16, bfloat16, float32, float64, complex64 or complex128, of any shape; a Python float or complex number
-        is taken as an array of no dimensions and JAX's default dtype
+        is taken as an array of no dimensions and JAX's default dtype, and 64-bit types are 32-bit ones where JAX has
+        them switched off
 
     Raises
     ------
     TypeError
-        x is anything else, integers among it; or forward mode is asked for. Where that happens in a program already
-        traced, as in `jax.jit(lambda x: jax.jvp(legendre_p3, (x,), (x,)))`, the message is JAX's own.
+        x is anything else, integers among it; or forward mode is asked for. Where JAX finds that out later, as in
+        `jax.linearize` and inside `jax.jit`, the message is its own.
 
     Notes
     -----
@@ -108,8 +110,9 @@ def legendre_p3(x: Inexact[Array, "*shape"] | float | complex) -> Inexact[Array,
     `jax.jit` fuses multiply and add, which leaves out roundings: its results differ from the others', within the bound.
     Half precision is computed in float32 and rounded once: 0.51ε. The form overflows only where the result does
     (`0.5 * (5 * x**3 - 3 * x)` does so sooner, and makes of ±∞ a NaN), so P3(±∞) = ±∞, P3'(±∞) = ∞ and P3(±0) = ∓0.
-    A NaN stays a NaN; complex infinities become NaN, as in any complex product. On a CPU, JAX takes subnormal numbers
-    for 0 in all arithmetic (jax issue 16200), so that P3 of one is 0 there, and −1.5x on a GPU and in PyTorch.
+    A NaN stays a NaN; complex infinities become NaN, as in any complex product. The gradient overflows where P3'(x)
+    does, however small the cotangent. On a CPU, JAX takes subnormal numbers for 0 in all arithmetic (jax issue 16200),
+    so that P3 of one is 0 there, and −1.5x on a GPU and in PyTorch; float16's are none once they are float32.
 
     References
     ----------

@@ -16,12 +16,11 @@ ONLY_IN = {
     ("jaxp3", "backward"): "a method of LegendrePolynomial3 in PyTorch",
     ("jaxp3", "jvp"): "a method of LegendrePolynomial3 in PyTorch",
     ("jaxp3", "pushforward"): "what jvp does to the tangent, apart so that jax.checkpoint can wrap it",
-    ("torchp3", "WithoutJvp"): "torch.compile refuses a Function with a jvp; jax.jit takes every rule",
+    ("torchp3", "apply"): "what torch.compile is told to leave whole; jax.jit keeps every rule",
+    ("torchp3", "keep_apply_whole"): "tells torch.compile so",
     ("jaxp3", "ReverseModeOnly"): "a custom_vjp refuses forward mode, and this one names legendre_p3_custom_jvp",
     ("jaxp3", "legendre_p3_custom_jvp"): "a custom_vjp has no forward mode; an autograd.Function has both",
     ("torchp3", "compiled_scan_steps"): "torch.compile keeps its programs with the wrapper; jax.jit compiles ahead",
-    ("jaxp3", "scan_steps"): "inside compiled_scan_steps in PyTorch, around a gradient that is traced beforehand",
-    ("jaxp3", "step"): "inside compiled_scan_steps in PyTorch, around a gradient that is traced beforehand",
 }
 
 PACKAGES = {"torchp3": torchp3, "jaxp3": jaxp3}

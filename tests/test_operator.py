@@ -89,6 +89,14 @@ def test_value_and_derivatives_are_the_polynomials(backend, order, dtype, jit):
     assert np.all(np.abs((wide - high) - low) <= bound(tolerance, kind, size))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
+def test_the_bound_is_no_wider_than_it_must_be(backend, dtype):
+    kind, tolerance = DTYPES[dtype]
+    high, low, size = truth(dtype, 0)
+    error = np.abs((operator_derivative(backend, 0, False)(points(dtype)).astype(high.dtype) - high) - low)
+    assert (error / bound(tolerance, kind, size)).max() > 0.25
+
+
 def bound(tolerance: Tolerance, kind: np.dtype, size: np.ndarray) -> np.ndarray:
     """Or half the smallest subnormal, where the rounding is to a multiple of that."""
     info = ml_dtypes.finfo(kind)
@@ -181,6 +189,17 @@ def operator(request):
     return OPERATORS[request.param]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_other_arrays_are_refused_too():
+    takes = "legendre_p3 takes float16, .* and was given"
+    for x in (torch.ones(2).to_sparse(), torch.eye(2).to_sparse_csr()):
+        with pytest.raises(TypeError, match=rf"{takes} a tensor of layout torch\.sparse_.*, as in x\.to_dense\(\)"):
+            torchp3.legendre_p3(x)
+    for f in (jaxp3.legendre_p3, jaxp3.legendre_p3_custom_jvp):
+        with pytest.raises(TypeError, match=rf"{takes} <class 'jax\.ShapeDtypeStruct'>"):
+            f(jax.ShapeDtypeStruct((2,), jnp.float32))
+
+
 @pytest.mark.parametrize("given", ["int", "bool", "list", "NoneType", "int32", "uint8", "boolean array"])
 def test_what_p3_is_not_defined_for_is_refused(operator, given):
     f, array = operator
@@ -201,7 +220,8 @@ def test_what_p3_is_not_defined_for_is_refused(operator, given):
     assert "convert it, as in " in str(caught.value)
 
 
-def test_the_autograd_function_itself_refuses_integers():
+def test_the_autograd_function_itself_takes_floats_and_refuses_integers():
+    assert torchp3.LegendrePolynomial3.apply(2.0) == 17
     with pytest.raises(TypeError, match=r"was given torch\.int64; convert it"):
         torchp3.LegendrePolynomial3.apply(torch.ones(2, dtype=torch.int64))
 
@@ -326,6 +346,57 @@ def test_the_hand_written_rule_is_what_runs(backend, jit, monkeypatch):
     marked = gradient(x, jit)
     forget_compiled()
     np.testing.assert_array_equal(marked, 4 * true)
+
+
+def test_torch_func_inside_compile_keeps_the_rule_to_second_order(monkeypatch):
+    x = torch.from_numpy(points("float32")[::1000])
+    derivative = torchp3.operator.derivative
+    monkeypatch.setattr(torchp3.operator, "derivative", lambda x: 4 * derivative(x))
+    forget_compiled()
+    first = torch.func.grad(lambda x: torchp3.legendre_p3(x).sum())
+    second = torch.func.grad(lambda x: first(x).sum())
+    torch.testing.assert_close(torch.compile(first, fullgraph=True)(x), 4 * derivative(x))
+    torch.testing.assert_close(torch.compile(second, fullgraph=True)(x), 60 * x)
+    forget_compiled()
+
+
+def test_dynamo_does_not_notice_what_would_be_wrong_and_p3_does():
+    x = torch.tensor([-2.25, -0.5, 0.25, 1.75], requires_grad=True)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def changed_afterwards(x):
+        z = 1.0 * x
+        y = torchp3.legendre_p3(z)
+        z.add_(1)
+        return y
+
+    with pytest.raises(Exception, match="modified by an inplace operation"):
+        changed_afterwards(x)
+
+    compiled = torch.compile(torchp3.legendre_p3, fullgraph=True, backend="eager")
+    (first,) = torch.autograd.grad(compiled(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert torch.equal(second, 15 * x)
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.ones(4))
+        with pytest.raises(Exception, match="make dual numbers inside of it"):
+            torch.compile(torchp3.legendre_p3, fullgraph=True, backend="aot_eager")(dual)
+
+
+def test_a_strict_export_has_the_gradient():
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return torchp3.legendre_p3(self.weight * x) + x
+
+    x = torch.tensor([-2.25, -0.5, 0.25, 1.75])
+    module = torch.export.export(Module(), (x,), strict=True).module()
+    (gradient,) = torch.autograd.grad(module(x).sum(), module.parameters())
+    assert gradient == (torchp3.operator.derivative(2 * x) * x).sum()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])

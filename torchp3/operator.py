@@ -26,11 +26,13 @@ def derivative(x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
 
 def array(x: Any) -> Inexact[Tensor, "*shape"]:
     """Make a tensor of a Python float or complex number, and refuse what P3 is not defined for."""
-    if type(x) in (float, complex):
+    if type(x) in (float, complex):  # and not NumPy's float64, which is a float as well
         return torch.as_tensor(x)
     if not isinstance(x, Tensor) or x.dtype not in DTYPES:
         given = x.dtype if isinstance(x, Tensor) else type(x)
         raise dtype_error(str(given), "torch.as_tensor(x, dtype=torch.float32)")
+    if x.layout not in (torch.strided, torch.jagged):
+        raise dtype_error(f"a tensor of layout {x.layout}", "x.to_dense()")
     return x
 
 
@@ -51,7 +53,7 @@ class LegendrePolynomial3(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Inexact[Tensor, "*shape"]], output: Inexact[Tensor, "*shape"]) -> None:
         """Keep the residual."""
-        (x,) = inputs
+        x = array(*inputs)
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
 
@@ -85,10 +87,23 @@ class LegendrePolynomial3(torch.autograd.Function):
         return LegendrePolynomial3.apply(x), in_dims[0]
 
 
-class WithoutJvp(LegendrePolynomial3):
-    """The same without forward mode, since `torch.compile` refuses a Function that has a jvp."""
+def apply(x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
+    """P3 by the rules above; in a function of its own, which `torch.compile` can be told to leave whole."""
+    return LegendrePolynomial3.apply(x)
 
-    jvp = staticmethod(torch.autograd.Function.jvp)
+
+def keep_apply_whole() -> None:
+    """
+    Have Dynamo put `apply` into its graph as it is, for AOTAutograd to trace, rules and all.
+
+    Dynamo would take it apart, and then drop the rules under torch.func (pytorch issues 193279 and 192985), detach what
+    `torch.compile(backend="eager")` and strict export differentiate, and not notice an x that is changed afterwards.
+    """
+    torch.compiler.allow_in_graph(apply)
+
+
+# Called while Dynamo traces, and not when this is imported, which would load Dynamo.
+keep_apply_whole._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def legendre_p3(x: Inexact[Tensor, "*shape"] | float | complex) -> Inexact[Tensor, "*shape"]:
@@ -98,7 +113,7 @@ def legendre_p3(x: Inexact[Tensor, "*shape"] | float | complex) -> Inexact[Tenso
     Differentiable any number of times, in reverse and forward mode, by the hand-written rule P3'(x) = (15x² − 3)/2,
     whose residual is x alone. The gradient of complex x follows PyTorch's convention: the cotangent times the conjugate
     of P3'(x), the direction of steepest ascent (`jaxp3` leaves the conjugate out). comparisons/modes.md has every
-    transform. Under `torch.func` inside `torch.compile`, PyTorch differentiates the polynomial itself.
+    transform. In forward mode inside `torch.compile`, PyTorch differentiates the polynomial itself.
 
     Parameters
     ----------
@@ -118,7 +133,8 @@ def legendre_p3(x: Inexact[Tensor, "*shape"] | float | complex) -> Inexact[Tenso
     A compiler that fuses multiply and add leaves out roundings, and stays within. Half precision is computed in float32
     and rounded once: 0.51ε. The form overflows only where the result does (`0.5 * (5 * x**3 - 3 * x)` does so sooner,
     and makes of ±∞ a NaN), so P3(±∞) = ±∞, P3'(±∞) = ∞, P3(±0) = ∓0, and a subnormal x gives −1.5x. A NaN stays a NaN;
-    complex infinities become NaN, as in any complex product.
+    complex infinities become NaN, as in any complex product. The gradient overflows where P3'(x) does, however small
+    the cotangent. Third derivatives are 15, but NaN at ±∞ in nested forward mode.
 
     References
     ----------
@@ -131,10 +147,12 @@ def legendre_p3(x: Inexact[Tensor, "*shape"] | float | complex) -> Inexact[Tenso
     """
     x = array(x)
     if not torch.compiler.is_dynamo_compiling():
-        return LegendrePolynomial3.apply(x)
-    if get_dynamic_layer_stack_depth() == 0:
-        return WithoutJvp.apply(x)
-    # In a torch.func transform that is compiled along, PyTorch 2.13 drops a Function's rule (pytorch issue 193279), or
-    # else wraps it in a Function of its own, which takes x and the cotangent for constants: a second derivative is then
-    # 0 without a word. The operations alone are right, to any order.
-    return LegendrePolynomial3.forward(x)
+        return apply(x)
+    if forward_ad._current_level < 0:
+        keep_apply_whole()
+        return apply(x)
+    if get_dynamic_layer_stack_depth() == 0 and forward_ad.unpack_dual(x).tangent is None:
+        raise NotImplementedError("torch.compile takes the tangent from its inputs; make dual numbers inside of it")
+    # AOTAutograd cannot trace a Function's jvp; the operations alone are right in forward mode, to any order. With one
+    # axis more, since under vmap the product of a number and a tensor of no dimensions has a tangent in float64.
+    return LegendrePolynomial3.forward(x[None])[0]

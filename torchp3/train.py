@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._higher_order_ops import scan
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from p3.data import make_points
 from p3.result import FitResult
@@ -29,33 +28,42 @@ def loss_and_gradients(
     return value, gradients
 
 
+def step(
+    coefficients: Coefficients,
+    x: Float[Tensor, "points"],
+    y: Float[Tensor, "points"],
+    learning_rate: Float[Tensor, ""],
+) -> tuple[Coefficients, Float[Tensor, ""]]:
+    """One update: the coefficients after it, and the loss before it."""
+    value, gradients = loss_and_gradients(coefficients, x, y)
+    return update(coefficients, gradients, learning_rate), value.clone()  # scan refuses what may be a view
+
+
+def scan_steps(
+    coefficients: Coefficients,
+    x: Float[Tensor, "points"],
+    y: Float[Tensor, "points"],
+    learning_rates: Float[Tensor, "steps"],
+) -> tuple[Coefficients, Float[Tensor, "steps"]]:
+    """One update for each learning rate: the coefficients after the last, and the loss before each."""
+    return scan(
+        lambda coefficients, learning_rate: step(coefficients, x, y, learning_rate), coefficients, learning_rates
+    )
+
+
 @cache
-def compiled_scan_steps(dtype: torch.dtype, device: torch.device) -> Any:
+def compiled_scan_steps() -> Any:
     """
-    One update for each learning rate, compiled once a process for all numbers of points and steps.
+    The same, compiled once a process for all numbers of points and steps.
 
-    The gradient is traced beforehand, so that it is the operator's own rule that is compiled: `torch.compile` would
-    drop it. The C++ wrapper keeps Python out of the loop, which halves its time. Made on the first call, since
-    `torch.compile` imports the compiler.
+    The C++ wrapper keeps Python out of the loop, which halves its time. Made on the first call, since `torch.compile`
+    imports the compiler.
     """
-    # Values do not matter; every tensor must be one of its own, and 0 or 1 points would be taken as fixed.
-    x, y = (torch.ones(3, dtype=dtype, device=device) for _ in range(2))
-    coefficients = {name: torch.ones((), dtype=dtype, device=device) for name in "abcd"}
-    traced_loss_and_gradients = make_fx(loss_and_gradients, tracing_mode="symbolic")(coefficients, x, y)
-
-    # Without annotations, which torch.compile cannot trace in a nested function. The result is as jaxp3's.
-    def scan_steps(coefficients, x, y, learning_rates):
-        def step(coefficients, learning_rate):
-            value, gradients = traced_loss_and_gradients(coefficients, x, y)
-            return update(coefficients, gradients, learning_rate), value.clone()  # scan refuses what may be a view
-
-        return scan(step, coefficients, learning_rates)
-
     return torch.compile(
         scan_steps,
         fullgraph=True,
         dynamic=True,
-        recompile_limit=32,  # one step or more, points as many as steps or not
+        recompile_limit=32,  # each dtype and device, one step or more, points as many as steps or not
         options={"cpp_wrapper": True},
     )
 
@@ -70,12 +78,12 @@ def compile_piece(
     if torch._dynamo.config.disable:
         warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=3)
         return None
-    scan_steps = compiled_scan_steps(x.dtype, x.device)
+    compiled = compiled_scan_steps()
 
     def piece(
         coefficients: Coefficients, learning_rates: Float[np.ndarray, "steps"]
     ) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
-        coefficients, losses = scan_steps(coefficients, x, y, torch.as_tensor(learning_rates, device=x.device))
+        coefficients, losses = compiled(coefficients, x, y, torch.as_tensor(learning_rates, device=x.device))
         return coefficients, losses.cpu().numpy()
 
     try:
