@@ -20,6 +20,11 @@ ONLY_IN = {
     ("torchp3", "keep_apply_whole"): "tells torch.compile so",
     ("jaxp3", "ReverseModeOnly"): "a custom_vjp refuses forward mode, and this one names legendre_p3_custom_jvp",
     ("jaxp3", "legendre_p3_custom_jvp"): "a custom_vjp has no forward mode; an autograd.Function has both",
+    ("torchp3", "pull_back"): "jax.vjp gives zeros where nothing depends on an argument; torch.autograd.grad raises",
+    ("torchp3", "conjugate"): "PyTorch's complex gradients are conjugates of JAX's, which are the transpose's",
+    ("torchp3", "tangent_of"): "jax.jvp gives zeros where nothing depends on an argument; unpack_dual gives None",
+    ("jaxp3", "custom_functions"): "found in a jaxpr; PyTorch's are found in autograd's graph, by the operator",
+    ("jaxp3", "patched_rules"): "a custom_vjp keeps its rule with itself; PyTorch's are methods, patched one by one",
     ("torchp3", "compiled_scan_steps"): "torch.compile keeps its programs with the wrapper; jax.jit compiles ahead",
 }
 

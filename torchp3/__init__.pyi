@@ -1,3 +1,4 @@
+from .adapter import as_operator as as_operator
 from .model import loss as loss
 from .model import predict as predict
 from .operator import LegendrePolynomial3 as LegendrePolynomial3

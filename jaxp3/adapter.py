@@ -1,0 +1,248 @@
+"""JAX's functions as operators that the parity checker can take: NumPy arrays in and out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from p3.parity.operator import Arrays, Operator
+
+JaxArrays = tuple[Array, ...]
+
+
+def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
+    """
+    Make an operator of a function of arrays, for `p3.parity.check`.
+
+    Parameters
+    ----------
+    f : a function of arrays to an array or a tuple of them, a `jax.custom_vjp` or `jax.custom_jvp` among them
+    arguments : the positions of the arguments to differentiate; all of floating or complex dtype where None
+    static : keyword arguments that f is always called with
+
+    Examples
+    --------
+    >>> as_operator(jnp.sin).vjp((np.zeros(1),), (np.ones(1),))
+    (array([1.]),)
+    """
+    name = getattr(f, "__name__", type(f).__name__)
+    return FunctionOperator(f, name, arguments, static)
+
+
+def to_array(x: Array) -> np.ndarray:
+    """The same numbers in NumPy, in memory of their own."""
+    return np.array(x)
+
+
+def from_array(x: np.ndarray) -> Array:
+    """The same numbers in JAX, in memory of their own."""
+    return jnp.array(x)
+
+
+def to_arrays(arrays: JaxArrays) -> Arrays:
+    """The same numbers in NumPy."""
+    return tuple(to_array(x) for x in arrays)
+
+
+def from_arrays(arrays: Arrays) -> JaxArrays:
+    """The same numbers in JAX."""
+    return tuple(from_array(x) for x in arrays)
+
+
+def is_inexact(x: Array) -> bool:
+    """Whether x is floating or complex."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+@dataclass(frozen=True)
+class FunctionOperator:
+    """A function of arrays as a `p3.parity.Operator`; the fields after `static` say by which transforms it runs."""
+
+    f: Callable[..., Any]
+    name: str
+    differentiable: tuple[int, ...] | None
+    static: dict[str, Any]
+    is_compiled: bool = False
+    is_batched: bool = False
+    factor: float = 1.0
+
+    @property
+    def framework(self) -> str:
+        """The framework's name and version."""
+        return f"JAX {jax.__version__}"
+
+    def arguments(self, inputs: Arrays) -> tuple[int, ...]:
+        """The positions of the differentiable arguments."""
+        if self.differentiable is not None:
+            return self.differentiable
+        return tuple(i for i, x in enumerate(inputs) if is_inexact(x))
+
+    def batched(self) -> Operator:
+        """By `jax.vmap`."""
+        return replace(self, is_batched=True)
+
+    def transformed(self) -> dict[str, Operator]:
+        """JAX has one way to differentiate."""
+        return {}
+
+    def compiled(self) -> dict[str, Operator]:
+        """By `jax.jit`."""
+        return {"jax.jit": replace(self, is_compiled=True)}
+
+    def scaled(self, factor: float) -> Operator:
+        """The same, what every `custom_vjp`'s and `custom_jvp`'s rule returns multiplied."""
+        return replace(self, factor=factor)
+
+    def rules(self, inputs: Arrays) -> tuple[str, ...]:
+        """The names of the `custom_vjp` and `custom_jvp` functions in the program that JAX makes of f."""
+        with self.wide(inputs):
+            program = jax.make_jaxpr(lambda arrays: outputs(self.f(*arrays, **self.static), self.name))
+            return tuple(sorted(custom_functions(program(from_arrays(inputs)))))
+
+    @contextmanager
+    def scaled_rules(self) -> Iterator[None]:
+        """While it lasts, every rule's result is multiplied; and nothing compiled without it is taken for it."""
+        if self.factor == 1.0:
+            yield
+            return
+        jax.clear_caches()  # a function that is jitted inside f is not called again for what it was traced with
+        with patched_rules(self.factor):
+            yield
+        jax.clear_caches()
+
+    def wide(self, *groups: Arrays) -> Any:
+        """float64 and complex128 are switched on for a call that is given them, and for no other."""
+        return jax.enable_x64(any(x.dtype.name in ("float64", "complex128") for group in groups for x in group))
+
+    def run(self, transform: Callable[..., JaxArrays], inputs: Arrays, *others: Arrays) -> Arrays:
+        """Call transform(inputs, *others) on JAX's arrays, compiled and batched as this operator is."""
+        if self.is_batched:
+            transform = jax.vmap(transform)
+        if self.is_compiled:
+            transform = jax.jit(transform)
+        with self.wide(inputs, *others), self.scaled_rules():
+            return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
+
+    def function(self, inputs: Arrays) -> tuple[Callable[..., JaxArrays], Callable[[JaxArrays], JaxArrays]]:
+        """F's differentiable outputs as a function of its differentiable arguments and all others; and those of all."""
+        positions = self.arguments(inputs)
+
+        def inexact_outputs(arguments: JaxArrays, arrays: JaxArrays) -> JaxArrays:
+            given = list(arrays)
+            for i, argument in zip(positions, arguments, strict=True):
+                given[i] = argument
+            return tuple(y for y in outputs(self.f(*given, **self.static), self.name) if is_inexact(y))
+
+        return inexact_outputs, lambda arrays: tuple(arrays[i] for i in positions)
+
+    def value(self, inputs: Arrays) -> Arrays:
+        """F(inputs)."""
+        return self.run(lambda arrays: outputs(self.f(*arrays, **self.static), self.name), inputs)
+
+    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
+        """The vjp, by `jax.vjp`."""
+        f, select = self.function(inputs)
+
+        def vjp(arrays: JaxArrays, cotangents: JaxArrays) -> JaxArrays:
+            pullback = jax.vjp(lambda *arguments: f(arguments, arrays), *select(arrays))[1]
+            between()
+            return pullback(cotangents)
+
+        return self.run(vjp, inputs, cotangents)
+
+    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
+        """The jvp, by `jax.jvp`."""
+        f, select = self.function(inputs)
+
+        def jvp(arrays: JaxArrays, tangents: JaxArrays) -> JaxArrays:
+            return jax.jvp(lambda *arguments: f(arguments, arrays), select(arrays), tangents)[1]
+
+        return self.run(jvp, inputs, tangents)
+
+    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """The vjp of the vjp."""
+        f, select = self.function(inputs)
+
+        def vjp_of_vjp(arrays: JaxArrays, cotangents: JaxArrays, directions: JaxArrays) -> JaxArrays:
+            def vjp(*arguments: Array) -> JaxArrays:
+                return jax.vjp(lambda *arguments: f(arguments, arrays), *arguments)[1](cotangents)
+
+            return jax.vjp(vjp, *select(arrays))[1](directions)
+
+        return self.run(vjp_of_vjp, inputs, cotangents, directions)
+
+    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """The jvp of the vjp, forward over reverse."""
+        f, select = self.function(inputs)
+
+        def jvp_of_vjp(arrays: JaxArrays, cotangents: JaxArrays, directions: JaxArrays) -> JaxArrays:
+            def vjp(*arguments: Array) -> JaxArrays:
+                return jax.vjp(lambda *arguments: f(arguments, arrays), *arguments)[1](cotangents)
+
+            return jax.jvp(vjp, select(arrays), directions)[1]
+
+        return self.run(jvp_of_vjp, inputs, cotangents, directions)
+
+
+def outputs(result: Any, name: str) -> JaxArrays:
+    """What a function returned, as a tuple."""
+    results = tuple(result) if isinstance(result, tuple | list) else (result,)
+    for y in results:
+        if not isinstance(y, Array):
+            raise TypeError(f"{name} returned {type(y).__name__}; return a jax.Array or a tuple of them")
+    return results
+
+
+def custom_functions(program: Any) -> set[str]:
+    """The names of the functions with a rule of their own in a jaxpr, and in those within it."""
+    found = set()
+    for equation in program.jaxpr.eqns:
+        if equation.primitive.name in ("custom_vjp_call", "custom_jvp_call"):
+            found.add(equation.params["call_jaxpr"].jaxpr.debug_info.func_name)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "jaxpr"):
+                    found |= custom_functions(inner)
+    return found
+
+
+@contextmanager
+def patched_rules(factor: float) -> Iterator[None]:
+    """While it lasts, each `custom_vjp` and `custom_jvp` function has its gradients or its tangents multiplied."""
+
+    def patched(kind: type, name: str, scale: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+        call = kind.__call__
+
+        def call_scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with mock.patch.object(self, name, scale(getattr(self, name))):
+                return call(self, *args, **kwargs)
+
+        return mock.patch.object(kind, "__call__", call_scaled)
+
+    def scaled_jvp(rule: Callable[..., Any]) -> Callable[..., Any]:
+        def jvp(*args: Any) -> Any:
+            results, tangents = rule(*args)
+            return results, multiplied(lambda: tangents, factor)()
+
+        return jvp
+
+    with (
+        patched(jax.custom_vjp, "bwd", lambda rule: multiplied(rule, factor)),
+        patched(jax.custom_jvp, "jvp", scaled_jvp),
+    ):
+        yield
+
+
+def multiplied(rule: Callable[..., Any], factor: float) -> Callable[..., Any]:
+    """The rule, its results multiplied."""
+
+    def scaled_rule(*args: Any) -> Any:
+        return jax.tree.map(lambda y: factor * y if jnp.issubdtype(jnp.result_type(y), jnp.inexact) else y, rule(*args))
+
+    return scaled_rule

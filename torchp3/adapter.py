@@ -1,0 +1,297 @@
+"""PyTorch's functions as operators that the parity checker can take: NumPy arrays in and out."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from p3.parity.operator import Arrays, Operator
+
+Tensors = tuple[Tensor, ...]
+RULES = ("backward", "vjp", "jvp")  # the methods of an autograd.Function that are derivative rules
+
+
+def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
+    """
+    Make an operator of a function of tensors, for `p3.parity.check`.
+
+    Parameters
+    ----------
+    f : a function of tensors to a tensor or a tuple of them, or a `torch.autograd.Function`
+    arguments : the positions of the arguments to differentiate; all of floating or complex dtype where None
+    static : keyword arguments that f is always called with
+
+    Examples
+    --------
+    >>> as_operator(torch.sin).vjp((np.zeros(1),), (np.ones(1),))
+    (array([1.]),)
+    """
+    name = getattr(f, "__name__", type(f).__name__)
+    function = f.apply if inspect.isclass(f) and issubclass(f, torch.autograd.Function) else f
+    return FunctionOperator(function, name, arguments, static)
+
+
+def to_array(x: Tensor) -> np.ndarray:
+    """The same numbers in NumPy, where bfloat16 comes from ml_dtypes."""
+    x = x.detach().cpu().resolve_conj().resolve_neg()
+    return x.view(torch.int16).numpy().view("bfloat16") if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def from_array(x: np.ndarray) -> Tensor:
+    """The same memory, with the same strides, as a tensor."""
+    x = np.asarray(x)  # what arithmetic makes of arrays of no dimensions is none
+    return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == "bfloat16" else torch.from_numpy(x)
+
+
+def to_arrays(arrays: Tensors) -> Arrays:
+    """The same numbers in NumPy."""
+    return tuple(to_array(x) for x in arrays)
+
+
+def from_arrays(arrays: Arrays) -> Tensors:
+    """The same numbers in PyTorch."""
+    return tuple(from_array(x) for x in arrays)
+
+
+def is_inexact(x: Tensor) -> bool:
+    """Whether x is floating or complex."""
+    return x.is_floating_point() or x.is_complex()
+
+
+@dataclass(frozen=True)
+class FunctionOperator:
+    """A function of tensors as a `p3.parity.Operator`; the fields after `static` say by which transforms it runs."""
+
+    f: Callable[..., Any]
+    name: str
+    differentiable: tuple[int, ...] | None
+    static: dict[str, Any]
+    functional: bool = False  # by torch.func instead of autograd
+    is_compiled: bool = False
+    is_batched: bool = False
+    factor: float = 1.0
+
+    @property
+    def framework(self) -> str:
+        """The framework's name and version."""
+        return f"PyTorch {torch.__version__}"
+
+    def arguments(self, inputs: Arrays) -> tuple[int, ...]:
+        """The positions of the differentiable arguments."""
+        if self.differentiable is not None:
+            return self.differentiable
+        return tuple(i for i, x in enumerate(from_arrays(inputs)) if is_inexact(x))
+
+    def batched(self) -> Operator:
+        """By `torch.vmap`, and so by `torch.func`."""
+        return replace(self, is_batched=True, functional=True)
+
+    def transformed(self) -> dict[str, Operator]:
+        """By `torch.func`."""
+        return {"torch.func": replace(self, functional=True)}
+
+    def compiled(self) -> dict[str, Operator]:
+        """By `torch.compile` of the function, and of its derivatives by `torch.func`."""
+        return {
+            "torch.compile": replace(self, is_compiled=True),
+            "torch.compile of torch.func": replace(self, functional=True, is_compiled=True),
+        }
+
+    def scaled(self, factor: float) -> Operator:
+        """The same, what every `autograd.Function`'s rule returns multiplied."""
+        return replace(self, factor=factor)
+
+    def rules(self, inputs: Arrays) -> tuple[str, ...]:
+        """The names of the `autograd.Function`s that f applies."""
+        return tuple(sorted(function.__name__ for function in self.functions(inputs)))
+
+    def functions(self, inputs: Arrays) -> set[type]:
+        """The `autograd.Function`s in the graph that autograd makes of f."""
+        tensors = list(from_arrays(inputs))
+        for i in self.arguments(inputs):
+            tensors[i] = tensors[i].detach().requires_grad_()
+        waiting = [y.grad_fn for y in outputs(self.f(*tensors, **self.static), self.name)]
+        seen, found = set(), set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+            if hasattr(node, "_forward_cls"):
+                found.add(node._forward_cls)
+        return found
+
+    @contextmanager
+    def scaled_rules(self, inputs: Arrays) -> Iterator[None]:
+        """While it lasts, every rule's result is multiplied; and nothing compiled without it is taken for it."""
+        if self.factor == 1.0:
+            yield
+            return
+        if self.is_batched:
+            inputs = tuple(x[0] for x in inputs)
+        torch.compiler.reset()
+        with ExitStack() as patches:
+            for function in self.functions(inputs):
+                for name in RULES:
+                    rule = getattr(function, name)
+                    if rule is not getattr(torch.autograd.Function, name):
+                        patches.enter_context(mock.patch.object(function, name, multiplied(rule, self.factor)))
+            yield
+        torch.compiler.reset()
+
+    def run(self, transform: Callable[..., Tensors], inputs: Arrays, *others: Arrays) -> Arrays:
+        """Call transform(inputs, *others) on tensors, compiled and batched as this operator is."""
+        if self.is_batched:
+            transform = torch.vmap(transform)
+        if self.is_compiled:
+            transform = torch.compile(transform)
+        with self.scaled_rules(inputs):
+            return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
+
+    def function(self, inputs: Arrays) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
+        """F's differentiable outputs as a function of its differentiable arguments and all others; and those of all."""
+        positions = self.arguments(inputs)
+
+        def inexact_outputs(arguments: Tensors, tensors: Tensors) -> Tensors:
+            given = list(tensors)
+            for i, argument in zip(positions, arguments, strict=True):
+                given[i] = argument
+            return tuple(y for y in outputs(self.f(*given, **self.static), self.name) if is_inexact(y))
+
+        return inexact_outputs, lambda tensors: tuple(tensors[i] for i in positions)
+
+    def value(self, inputs: Arrays) -> Arrays:
+        """F(inputs)."""
+        return self.run(lambda tensors: outputs(self.f(*tensors, **self.static), self.name), inputs)
+
+    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
+        """The vjp, by `torch.autograd.grad` or `torch.func.vjp`."""
+        f, select = self.function(inputs)
+        if not self.functional:
+            return self.by_autograd(inputs, cotangents, between=between)
+
+        def vjp(tensors: Tensors, cotangents: Tensors) -> Tensors:
+            pullback = torch.func.vjp(lambda *arguments: f(arguments, tensors), *select(tensors))[1]
+            between()
+            return conjugate(pullback(conjugate(cotangents)))
+
+        return self.run(vjp, inputs, cotangents)
+
+    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
+        """The jvp, by dual numbers or `torch.func.jvp`."""
+        f, select = self.function(inputs)
+
+        def jvp(tensors: Tensors, tangents: Tensors) -> Tensors:
+            if self.functional:
+                return torch.func.jvp(lambda *arguments: f(arguments, tensors), select(tensors), tangents)[1]
+            with forward_ad.dual_level():
+                duals = tuple(map(forward_ad.make_dual, select(tensors), tangents))
+                return tuple(map(tangent_of, f(duals, tensors)))
+
+        return self.run(jvp, inputs, tangents)
+
+    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """The vjp of the vjp."""
+        f, select = self.function(inputs)
+        if not self.functional:
+            return self.by_autograd(inputs, cotangents, directions)
+
+        def vjp_of_vjp(tensors: Tensors, cotangents: Tensors, directions: Tensors) -> Tensors:
+            def vjp(*arguments: Tensor) -> Tensors:
+                pullback = torch.func.vjp(lambda *arguments: f(arguments, tensors), *arguments)[1]
+                return conjugate(pullback(conjugate(cotangents)))
+
+            return conjugate(torch.func.vjp(vjp, *select(tensors))[1](conjugate(directions)))
+
+        return self.run(vjp_of_vjp, inputs, cotangents, directions)
+
+    def by_autograd(
+        self,
+        inputs: Arrays,
+        cotangents: Arrays,
+        directions: Arrays | None = None,
+        between: Callable[[], object] = lambda: None,
+    ) -> Arrays:
+        """The vjp, or with directions the vjp of the vjp, by `torch.autograd.grad`, as in training."""
+        f, select = self.function(inputs)
+        f = torch.compile(f) if self.is_compiled else f
+        with self.scaled_rules(inputs), torch.enable_grad():
+            tensors = from_arrays(inputs)
+            arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
+            results = f(arguments, tensors)
+            between()
+            seeds = conjugate(from_arrays(cotangents))
+            gradients = pull_back(results, arguments, seeds, create_graph=directions is not None)
+            if directions is not None:
+                gradients = pull_back(conjugate(gradients), arguments, conjugate(from_arrays(directions)))
+        return to_arrays(conjugate(gradients))
+
+    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """The jvp of the vjp, forward over reverse."""
+        f, select = self.function(inputs)
+
+        def jvp_of_vjp(tensors: Tensors, cotangents: Tensors, directions: Tensors) -> Tensors:
+            def vjp(*arguments: Tensor) -> Tensors:
+                pullback = torch.func.vjp(lambda *arguments: f(arguments, tensors), *arguments)[1]
+                return conjugate(pullback(conjugate(cotangents)))
+
+            if self.functional:
+                return torch.func.jvp(vjp, select(tensors), directions)[1]
+            with torch.enable_grad(), forward_ad.dual_level():
+                arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
+                duals = tuple(map(forward_ad.make_dual, arguments, directions))
+                gradients = pull_back(f(duals, tensors), duals, conjugate(cotangents), create_graph=True)
+                return tuple(map(tangent_of, conjugate(gradients)))
+
+        return self.run(jvp_of_vjp, inputs, cotangents, directions)
+
+
+def outputs(result: Any, name: str) -> Tensors:
+    """What a function returned, as a tuple."""
+    results = tuple(result) if isinstance(result, tuple | list) else (result,)
+    for y in results:
+        if not isinstance(y, Tensor):
+            raise TypeError(f"{name} returned {type(y).__name__}; return a tensor or a tuple of tensors")
+    return results
+
+
+def pull_back(results: Tensors, arguments: Tensors, cotangents: Tensors, create_graph: bool = False) -> Tensors:
+    """`torch.autograd.grad`, where a result that depends on no argument, or in no differentiable way, gives 0."""
+    pairs = [(y, v) for y, v in zip(results, cotangents, strict=True) if y.requires_grad]
+    if not pairs:
+        return tuple(map(torch.zeros_like, arguments))
+    results, cotangents = zip(*pairs, strict=True)
+    return torch.autograd.grad(
+        results, arguments, cotangents, create_graph=create_graph, materialize_grads=True, allow_unused=True
+    )
+
+
+def conjugate(tensors: Tensors) -> Tensors:
+    """From PyTorch's convention for complex gradients to the transpose's, or back."""
+    return tuple(x.conj() if x.is_complex() else x for x in tensors)
+
+
+def tangent_of(dual: Tensor) -> Tensor:
+    """The tangent, where none is 0."""
+    tangent = forward_ad.unpack_dual(dual).tangent
+    return torch.zeros_like(dual) if tangent is None else tangent
+
+
+def multiplied(rule: Callable[..., Any], factor: float) -> Any:
+    """The rule, its results multiplied."""
+
+    def scaled_rule(*args: Any) -> Any:
+        results = rule(*args)
+        if isinstance(results, tuple):
+            return tuple(factor * y if isinstance(y, Tensor) else y for y in results)
+        return factor * results if isinstance(results, Tensor) else results
+
+    return staticmethod(scaled_rule)
