@@ -64,3 +64,23 @@ GRADIENT = Tolerance(
     "the sum of the absolute values of the terms, one a point",
     "a rounding or two in each term, and one at each level of a pairwise sum; measured: at most 1.1",
 )
+
+PARITY = Tolerance(
+    32,
+    "|result| and its change when every input changes by its own size, from the reference in float64",
+    "a stable algorithm's result is exact for inputs that are some epsilons off, so this is the size of the terms that "
+    "it sums; frameworks' own elementary functions differ by up to 16 epsilons of it",
+)
+
+LADDER = Tolerance(
+    16,
+    "the largest difference in the other precision, in epsilons of that one",
+    "rounding is as many epsilons in one precision as in another, give or take luck and other algorithms for it; "
+    "a wrong rule's difference stays the same number, which is 2²⁹ times as many epsilons in float64 as in float32",
+)
+
+TRUTH = Tolerance(
+    8,
+    "the estimated error of the finite differences, not an epsilon",
+    "the estimate is a difference of two extrapolations, and lucky where they agree by chance",
+)

@@ -16,8 +16,8 @@ def imported_by(statements: str) -> set[str]:
 
 
 EVERYTHING_IN = "import pkgutil, importlib\n{package} = importlib.import_module('{package}')\n" + (
-    "for module in pkgutil.iter_modules({package}.__path__):\n"
-    "    if module.name != '__main__': importlib.import_module('{package}.' + module.name)"
+    "for module in pkgutil.walk_packages({package}.__path__, '{package}.'):\n"
+    "    if not module.name.endswith('__main__'): importlib.import_module(module.name)"
 )
 
 
@@ -61,7 +61,7 @@ state = lambda: (
 def test_importing_changes_no_global_state(package):
     # What libraries change by themselves is loaded first: jax and torch add warnings' filters, rich draws a number.
     program = (
-        f"{STATE}\nimport importlib, pkgutil, jax.numpy, matplotlib.figure, optax, rich.style, torch._dynamo\n"
+        f"{STATE}\nimport importlib, pkgutil, jax.numpy, jinja2, matplotlib.figure, optax, rich.style, torch._dynamo\n"
         f"before = state()\n"
         f"{EVERYTHING_IN.format(package=package)}\nassert state() == before"
     )

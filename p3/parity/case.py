@@ -1,0 +1,360 @@
+"""What is checked: two operators, the inputs, and what goes with them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from p3.errors import InputError
+from p3.parity import truth
+from p3.parity.mismatch import Mismatch, Pair, climb
+from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.truth import Truth
+from p3.tolerance import TRUTH
+
+PRECISIONS = ("float64", "float32")
+SURE = 1e-9  # of the size: finite differences are no better, whatever their estimate says
+RELIABLE = 1e-5  # of the size: an element whose truth is less sure than that is not held against it
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+Groups = tuple[Arrays, ...]
+
+
+class Quantity(NamedTuple):
+    """
+    Something that both sides compute of inputs, and of cotangents or tangents.
+
+    Attributes
+    ----------
+    name : for people
+    method : of `Operator`, that computes it
+    groups : its arguments in float64, which are numbers of float32
+    """
+
+    name: str
+    method: str
+    groups: Groups
+
+    def of(self, operator: Operator, precision: str = "float64") -> Arrays:
+        """The quantity, in a precision."""
+        return tuple(getattr(operator, self.method)(*(at_precision(group, precision) for group in self.groups)))
+
+    def moved(self, random: np.random.Generator, by: float) -> "Quantity":
+        """The same where every number is moved up or down by a fraction of itself."""
+
+        def move(x: np.ndarray) -> np.ndarray:
+            return np.asarray(x * (1 + by * random.choice([-1.0, 1.0], x.shape))) if is_inexact(x) else x
+
+        return self._replace(groups=tuple(tuple(map(move, group)) for group in self.groups))
+
+
+class RefusalError(Exception):
+    """A side raised: the message says which, and what."""
+
+
+def refusal_of(error: Exception, where: str) -> RefusalError:
+    """A refusal with the first line of what was raised."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return RefusalError(f"{where}: {type(error).__name__}: {line}")
+
+
+class Recorded:
+    """An operator that computes nothing twice, keeps its inputs from being changed, and raises `RefusalError` alone."""
+
+    def __init__(self, operator: Operator, side: str) -> None:
+        """Nothing is recorded yet."""
+        self.operator, self.side = operator, side
+        self.name, self.framework = operator.name, operator.framework
+        self._results: dict[object, Arrays] = {}
+
+    def _call(self, method: str, *groups: Arrays) -> Arrays:
+        key = (method, *((x.dtype.name, x.shape, x.tobytes()) for group in groups for x in group))
+        if key not in self._results:
+            given = tuple(tuple(x.copy() for x in group) for group in groups)
+            try:
+                self._results[key] = tuple(getattr(self.operator, method)(*given))
+            except Exception as error:  # frameworks and users' functions raise all kinds
+                raise refusal_of(error, f"{self.side}, {method.replace('_', ' ')}") from error
+        return self._results[key]
+
+    def arguments(self, inputs: Arrays) -> tuple[int, ...]:
+        """As the operator's."""
+        return self.operator.arguments(inputs)
+
+    def value(self, inputs: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("value", inputs)
+
+    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
+        """As the operator's."""
+        return self._call("vjp", inputs, cotangents)
+
+    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("jvp", inputs, tangents)
+
+    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("vjp_of_vjp", inputs, cotangents, directions)
+
+    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("jvp_of_vjp", inputs, cotangents, directions)
+
+    def batched(self) -> Operator:
+        """As the operator's."""
+        return self.operator.batched()
+
+    def transformed(self) -> Mapping[str, Operator]:
+        """As the operator's."""
+        return self.operator.transformed()
+
+    def compiled(self) -> Mapping[str, Operator]:
+        """As the operator's."""
+        return self.operator.compiled()
+
+    def rules(self, inputs: Arrays) -> tuple[str, ...]:
+        """As the operator's."""
+        return self.operator.rules(inputs)
+
+    def scaled(self, factor: float) -> Operator:
+        """As the operator's."""
+        return self.operator.scaled(factor)
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    What is checked.
+
+    Attributes
+    ----------
+    reference, port : the two operators
+    inputs : one array an argument, floating ones in float64, rounded to float32 so that both precisions see the same
+    closed_form : f in NumPy, if the user has it
+    surrogate : whether the rule is meant to be something else than the derivative
+    points : more values to check each argument at, such as kinks and branch points
+    dtypes : to check the operators in
+    compiled : whether to compile, which takes seconds
+    seed : of cotangents, tangents and directions
+    """
+
+    reference: Operator
+    port: Operator
+    inputs: Arrays
+    closed_form: Callable[..., object] | None = None
+    surrogate: bool = False
+    points: tuple[float, ...] = ()
+    dtypes: tuple[str, ...] = DTYPES
+    compiled: bool = True
+    seed: int = 0
+    _truths: dict[object, Truth] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> tuple[tuple[str, Operator], ...]:
+        """Both operators, and what to call them."""
+        return ("the reference", self.reference), ("the port", self.port)
+
+    def random(self) -> np.random.Generator:
+        """The same numbers each time."""
+        return np.random.default_rng(self.seed)
+
+    @cached_property
+    def arguments(self) -> tuple[int, ...]:
+        """The positions of the arguments that both sides differentiate."""
+        return self.reference.arguments(self.inputs)
+
+    @cached_property
+    def values(self) -> Arrays:
+        """The reference's outputs."""
+        return self.reference.value(self.inputs)
+
+    def like(self, arrays: Arrays, salt: int) -> Arrays:
+        """Random numbers of the arrays' shapes, away from 0, with few bits."""
+        random = np.random.default_rng([self.seed, salt])
+
+        def real(shape: tuple[int, ...]) -> np.ndarray:
+            return random.choice([-1.0, 1.0], shape) * random.integers(8, 17, shape) / 8
+
+        return tuple(
+            np.asarray(real(x.shape) + 1j * real(x.shape) if x.dtype.kind == "c" else real(x.shape)) for x in arrays
+        )
+
+    @cached_property
+    def cotangents(self) -> Arrays:
+        """One for each differentiable output."""
+        return self.like(tuple(y for y in self.values if is_inexact(y)), 1)
+
+    @cached_property
+    def tangents(self) -> Arrays:
+        """One for each differentiable argument."""
+        return self.like(tuple(self.inputs[i] for i in self.arguments), 2)
+
+    @cached_property
+    def elementwise(self) -> bool:
+        """Whether each element of the outputs depends on its own inputs alone."""
+        return truth.is_elementwise(self.reference.value, self.inputs, self.arguments, self.random())
+
+    def quantity(self, name: str) -> Quantity:
+        """Value, vjp, jvp, vjp of vjp or jvp of vjp."""
+        groups: dict[str, Groups] = {
+            "value": (self.inputs,),
+            "vjp": (self.inputs, self.cotangents),
+            "jvp": (self.inputs, self.tangents),
+            "vjp of vjp": (self.inputs, self.cotangents, self.tangents),
+            "jvp of vjp": (self.inputs, self.cotangents, self.tangents),
+        }
+        return Quantity(name, name.replace(" ", "_"), groups[name])
+
+    def size(self, quantity: Quantity) -> Arrays:
+        """The size that `PARITY` names, for each element of a quantity: the reference's, or the port's."""
+        try:
+            return self._size(quantity, self.reference)
+        except RefusalError:
+            return self._size(quantity, self.port)
+
+    def _size(self, quantity: Quantity, operator: Operator) -> Arrays:
+        random = self.random()
+        still = tuple(map(wide, quantity.of(operator)))
+        moves: list[Arrays] = []
+        by = 2.0**-16
+        with np.errstate(all="ignore"):
+            for _ in range(4):
+                moved = quantity.moved(random, by).of(operator)
+                moves.append(tuple(np.abs(wide(a) - b) / by for a, b in zip(moved, still, strict=True)))
+            return tuple(
+                np.abs(y) + np.nan_to_num(np.max([move[k] for move in moves], axis=0), posinf=0.0)
+                for k, y in enumerate(still)
+            )
+
+    def true(self, quantity: Quantity, operator: Operator) -> Truth | None:
+        """What a quantity of a side should be by its own values, or by its own vjp for second derivatives."""
+        key = (quantity.name, operator)
+        if key not in self._truths:
+            found = self._find_truth(quantity, operator)
+            if found is None:
+                return None
+            self._truths[key] = found
+        return self._truths[key]
+
+    def _find_truth(self, quantity: Quantity, operator: Operator) -> Truth | None:
+        if quantity.name == "value":
+            if self.closed_form is None:
+                return None
+            return Truth(self.closed(self.inputs), tuple(np.zeros(y.shape) for y in self.values), "the closed form")
+        if "of vjp" in quantity.name:
+
+            def gradient(inputs: Arrays) -> Arrays:
+                return tuple(operator.vjp(inputs, self.cotangents))
+
+            elementwise = self.elementwise and len({x.shape for x in self.inputs}) == 1
+            if quantity.name == "jvp of vjp":
+                return truth.true_jvp(gradient, self.inputs, self.arguments, self.tangents)
+            return truth.true_vjp(gradient, self.inputs, self.arguments, self.tangents, elementwise, self.random())
+
+        def inexact(inputs: Arrays) -> Arrays:
+            values = operator.value(inputs) if self.closed_form is None else self.closed(inputs)
+            return tuple(y for y in values if is_inexact(y))
+
+        if quantity.name == "jvp":
+            return self._sharpen(
+                truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents),
+                truth.complex_step(inexact, self.inputs, self.arguments, self.tangents),
+            )
+        found = truth.true_vjp(inexact, self.inputs, self.arguments, self.cotangents, self.elementwise, self.random())
+        if not (self.elementwise and len(self.arguments) == 1 and len({x.shape for x in self.inputs}) == 1):
+            return found
+        slopes = truth.complex_step(
+            inexact, self.inputs, self.arguments, tuple(np.ones(self.inputs[i].shape) for i in self.arguments)
+        )
+        if slopes is None:
+            return found
+        return self._sharpen(found, (np.sum([v * s for v, s in zip(self.cotangents, slopes, strict=True)], axis=0),))
+
+    def _sharpen(self, rough: Truth, sharp: Arrays | None) -> Truth:
+        """The complex step's result where finite differences bear it out, which is where f is analytic."""
+        if sharp is None or any(a.shape != b.shape for a, b in zip(rough.values, sharp, strict=True)):
+            return rough
+        for value, error, exact in zip(rough.values, rough.errors, sharp, strict=True):
+            known = np.isfinite(error) & (error <= 1e-6 * (1 + np.abs(value)))
+            if not np.all(np.abs(value - exact)[known] <= 100 * error[known] + 1e-12 * np.abs(value[known])):
+                return rough
+        errors = tuple(
+            np.where(np.isfinite(error), 2.0**-60 * np.abs(exact).max(initial=0.0), np.inf)
+            for error, exact in zip(rough.errors, sharp, strict=True)
+        )
+        return Truth(sharp, errors, "the complex step")
+
+    def closed(self, inputs: Arrays) -> Arrays:
+        """The closed form's values."""
+        assert self.closed_form is not None
+        result = self.closed_form(*inputs)
+        return tuple(np.asarray(y) for y in (result if isinstance(result, tuple) else (result,)))
+
+    def parts(self, quantity: Quantity) -> list[str]:
+        """What to call each array that a quantity has."""
+        if quantity.name in ("value", "jvp"):
+            return [f"output {k}" for k in range(len(self.values))]
+        return [f"argument {i}" for i in self.arguments]
+
+    def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
+        """Where the sides differ: the array's number, and the worst difference over the precisions."""
+        for k, pairs in self.pairs_of_sides(quantity).items():
+            mismatch = climb(pairs)
+            if mismatch is not None:
+                yield k, mismatch
+
+    def pairs_of_sides(self, quantity: Quantity) -> dict[int, dict[str, Pair]]:
+        """The port's and the reference's results, in each precision."""
+        sizes = self.size(quantity)
+        results = {
+            precision: (quantity.of(self.port, precision), quantity.of(self.reference, precision))
+            for precision in PRECISIONS
+        }
+        return {
+            k: {name: Pair(port[k], reference[k], size) for name, (port, reference) in results.items()}
+            for k, size in enumerate(sizes)
+        }
+
+    def from_truth(self, quantity: Quantity, operator: Operator, known: Truth) -> Iterator[tuple[int, Mismatch]]:
+        """Where a side differs from the truth by more than the truth may itself be off."""
+        sizes = self.size(quantity)
+        results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
+        for k, (size, value, error) in enumerate(zip(sizes, known.values, known.errors, strict=True)):
+            reliable = (error <= RELIABLE * size) & np.isfinite(value)
+            least = 0.0 if known.method == "the complex step" else SURE * size
+            allowance = np.where(reliable, TRUTH.epsilons * error + least, 0.0)
+            mismatch = climb(
+                {
+                    precision: Pair(np.where(reliable, wide(result[k]), value), value, size, allowance)
+                    for precision, result in results.items()
+                    if result[k].shape == value.shape
+                }
+            )
+            if mismatch is not None:
+                yield k, mismatch
+
+
+def make_inputs(inputs: tuple[object, ...]) -> Arrays:
+    """
+    The arrays that are checked, from what the user gave.
+
+    Raises
+    ------
+    InputError
+        One is no array of numbers, or has a number that float32 cannot hold.
+    """
+    arrays = []
+    for position, given in enumerate(inputs):
+        x = np.asarray(given)
+        if x.dtype.kind not in "fciub" and not is_inexact(x):
+            raise InputError(f"input {position} is {type(given).__name__} of dtype {x.dtype}; give an array of numbers")
+        if is_inexact(x):
+            with np.errstate(over="ignore"):
+                rounded = wide(x.astype(np.complex64 if x.dtype.kind == "c" else np.float32))
+            if not np.array_equal(np.isfinite(rounded), np.isfinite(wide(x))):
+                raise InputError(f"input {position} has numbers beyond float32's largest; give smaller ones")
+            x = rounded
+        arrays.append(x)
+    return tuple(arrays)

@@ -1,0 +1,243 @@
+"""Faults to plant in a port's rule, so that a check shows that it could have failed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from p3.parity.case import Case, Recorded
+from p3.parity.checks import dtypes, low_precision, vjp, vjp_of_vjp
+from p3.parity.operator import Arrays, Operator, is_inexact
+from p3.parity.result import CheckResult, Finding
+
+# What the checks at the given inputs must notice; the others are at inputs of their own.
+NOTICING = (vjp, vjp_of_vjp, dtypes, low_precision)
+
+Rule = Callable[[Operator, Arrays, Arrays], Arrays | None]
+
+
+class Fault(NamedTuple):
+    """
+    A mistake in a derivative rule.
+
+    Attributes
+    ----------
+    name : of the fault
+    rule : the faulty vjp, of the operator, the inputs and the cotangents; None where it cannot be made here
+    advice : what inputs would expose it
+    is_detached : whether the first derivative is right, and the second 0
+    """
+
+    name: str
+    rule: Rule
+    advice: str
+    is_detached: bool = False
+
+
+def each(change: Callable[[np.ndarray], np.ndarray | None]) -> Rule:
+    """The rule whose gradients are all changed; None where none can be."""
+
+    def rule(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+        gradients = operator.vjp(inputs, cotangents)
+        changed = [change(g) for g in gradients]
+        if all(g is None for g in changed):
+            return None
+        return tuple(g if new is None else new.astype(g.dtype) for g, new in zip(gradients, changed, strict=True))
+
+    return rule
+
+
+def without_constant_term(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The derivative without the term that does not depend on the inputs, which is what it is at 0."""
+    zeros = tuple(np.zeros_like(x) if is_inexact(x) else x for x in inputs)
+    with np.errstate(all="ignore"):
+        terms = operator.vjp(zeros, cotangents)
+        if not any(term.astype(bool).any() for term in terms) or not all(
+            np.isfinite(term.astype(complex)).all() for term in terms
+        ):
+            return None
+        return tuple(g - term for g, term in zip(operator.vjp(inputs, cotangents), terms, strict=True))
+
+
+def of_another_call(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The gradient with the residual of a call with other inputs, the same ones in another order."""
+    others = tuple(np.roll(x, 1) if is_inexact(x) else x for x in inputs)
+    if all(x.size < 2 for x in inputs):
+        others = tuple(x + 1 if is_inexact(x) else x for x in inputs)
+    return operator.vjp(others, cotangents)
+
+
+def swapped(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The gradients of two arguments of one shape, the one for the other."""
+    gradients = list(operator.vjp(inputs, cotangents))
+    for i in range(len(gradients)):
+        for j in range(i):
+            if gradients[i].shape == gradients[j].shape and gradients[i].dtype == gradients[j].dtype:
+                gradients[i], gradients[j] = gradients[j], gradients[i]
+                return tuple(gradients)
+    return None
+
+
+def unsummed(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The gradient of a broadcast argument from the first element alone of each axis that it is repeated along."""
+    arguments = operator.arguments(inputs)
+    gradients = list(operator.vjp(inputs, cotangents))
+    found = False
+    for k, i in enumerate(arguments):
+        shape = inputs[i].shape
+        parts = []
+        for v in cotangents:
+            mask = np.zeros_like(v)
+            lengths = (*(1,) * (v.ndim - len(shape)), *shape)
+            repeated = len(lengths) == v.ndim and any(a == 1 and b > 1 for a, b in zip(lengths, v.shape, strict=True))
+            found = found or repeated
+            mask[tuple(slice(0, 1) if n == 1 else slice(None) for n in lengths)] = 1 if len(lengths) == v.ndim else 0
+            parts.append(v * mask if repeated else v)
+        gradients[k] = operator.vjp(inputs, tuple(parts))[k]
+    return tuple(gradients) if found else None
+
+
+def without_conjugate(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The conjugate of a complex gradient."""
+    gradients = operator.vjp(inputs, cotangents)
+    return tuple(g.conj() for g in gradients) if any(g.dtype.kind == "c" for g in gradients) else None
+
+
+def in_other_dtype(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """Gradients in float32, whatever the argument."""
+    return tuple(
+        g.astype(np.complex64 if g.dtype.kind == "c" else np.float32) for g in operator.vjp(inputs, cotangents)
+    )
+
+
+def nan_at_one_point(g: np.ndarray) -> np.ndarray | None:
+    """A NaN in the middle."""
+    if not g.size:
+        return None
+    changed = g.copy()
+    changed[np.unravel_index(g.size // 2, g.shape)] = np.nan
+    return changed
+
+
+def half_alone(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """An eighth too much, in half precision."""
+    gradients = operator.vjp(inputs, cotangents)
+    return tuple(g + g / g.dtype.type(8) if g.dtype.itemsize == 2 else g for g in gradients)
+
+
+FAULTS = (
+    Fault("sign", each(lambda g: -g), "points whose gradient is not 0"),
+    Fault("factor 1.01", each(lambda g: g * g.dtype.type(1.01)), "points whose gradient is not 0"),
+    Fault("dropped term", without_constant_term, "points away from 0"),
+    Fault("zero", each(np.zeros_like), "points whose gradient is not 0"),
+    Fault(
+        "detached residual",
+        lambda operator, inputs, cotangents: operator.vjp(inputs, cotangents),
+        "points whose second derivative is not 0",
+        is_detached=True,
+    ),
+    Fault("stale residual", of_another_call, "inputs whose elements are not all alike"),
+    Fault("swapped arguments", swapped, "arguments that are not alike"),
+    Fault(
+        "transposed result",
+        each(lambda g: np.swapaxes(g, -1, -2).reshape(g.shape) if g.ndim > 1 and min(g.shape[-2:]) > 1 else None),
+        "a matrix that is not symmetric",
+    ),
+    Fault("missing sum over a broadcast axis", unsummed, "an argument that is broadcast along an axis of several"),
+    Fault("wrong dtype", in_other_dtype, "another dtype than float32"),
+    Fault("missing conjugate", without_conjugate, "complex points off the real axis"),
+    Fault("NaN at one point", each(nan_at_one_point), "a point at least"),
+    Fault(
+        "off by one element",
+        each(lambda g: np.roll(g, 1) if g.size > 1 else None),
+        "points whose gradients are not all alike",
+    ),
+    Fault("wrong in half precision alone", half_alone, "points whose gradient is not 0, and half precision in dtypes"),
+)
+
+
+class FaultyPort(Recorded):
+    """A port with a fault in its vjp; all else is its own."""
+
+    def __init__(self, port: Recorded, fault: Fault) -> None:
+        """The fault is planted."""
+        super().__init__(port, port.side)
+        self.port, self.fault = port, fault
+
+    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
+        """The faulty vjp."""
+        with np.errstate(all="ignore"):
+            return self.fault.rule(self.port, inputs, cotangents) or ()
+
+    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """The port's, or 0 where the fault cuts it off."""
+        second = self.port.vjp_of_vjp(inputs, cotangents, directions)
+        return tuple(map(np.zeros_like, second)) if self.fault.is_detached else second
+
+
+def changes_anything(case: Case, fault: Fault) -> bool:
+    """Whether a fault is one: a linear function's second derivative is 0, detached or not, whatever the inputs."""
+    random = case.random()
+    for low, high in ((0.5, 1.5), (-2.0, 2.0)):
+        inputs = tuple(
+            np.asarray(random.uniform(low, high, x.shape)).astype(x.dtype) if is_inexact(x) else x for x in case.inputs
+        )
+        if any(x.dtype.kind == "c" for x in inputs):
+            inputs = tuple(x * np.exp(0.7j) if x.dtype.kind == "c" else x for x in inputs)
+        port = FaultyPort(Recorded(case.port, "the port"), fault)
+        with np.errstate(all="ignore"):
+            if fault.is_detached:
+                right, wrong = (
+                    operator.vjp_of_vjp(inputs, case.cotangents, case.tangents) for operator in (case.port, port)
+                )
+            else:
+                right, wrong = (operator.vjp(inputs, case.cotangents) for operator in (case.port, port))
+        if any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(right, wrong, strict=True)):
+            return True
+    return False
+
+
+def power(case: Case) -> CheckResult:
+    """
+    How many of the faults, planted in the port's rule, the checks notice at the given inputs.
+
+    A port with a fault of its own would hide others; then they are planted in the reference's.
+    """
+    if vjp(case).verdict != "passed":
+        case = replace(case, port=case.reference)
+    assert isinstance(case.port, Recorded)
+    passed = [check for check in NOTICING if check(case).verdict == "passed"]
+    if vjp not in passed:
+        return CheckResult("power", "not applicable", "neither side's vjp is right")
+    noticed: list[str] = []
+    findings: list[Finding] = []
+    for fault in FAULTS:
+        if not is_plantable(case, fault):
+            continue
+        planted = replace(case, port=FaultyPort(case.port, fault))
+        if any(check(planted).verdict == "failed" for check in passed):
+            noticed.append(fault.name)
+        else:
+            text = f"these inputs do not show the fault '{fault.name}'; add {fault.advice}"
+            findings.append(Finding("the inputs", "a planted fault", fault.name, text))
+    count = len(noticed) + len(findings)
+    if not count:
+        return CheckResult("power", "not applicable", "no fault can be planted")
+    note = f"{100 * len(noticed) / count:.0f} %: {len(noticed)} of {count} planted faults noticed"
+    if not findings:
+        return CheckResult("power", "passed", note)
+    missed = ", ".join(finding.part for finding in findings)
+    return CheckResult("power", "failed", f"weak inputs, {note}, but not: {missed}", tuple(findings))
+
+
+def is_plantable(case: Case, fault: Fault) -> bool:
+    """Whether the fault can be made with the case's inputs and dtypes, and is one."""
+    if fault.rule is half_alone:
+        return low_precision(case).verdict == "passed"
+    try:
+        with np.errstate(all="ignore"):
+            made = fault.rule(case.port, case.inputs, case.cotangents) is not None
+        return made and changes_anything(case, fault)
+    except Exception:  # a port that refuses second derivatives, or other inputs, cannot have the fault in them
+        return False

@@ -1,0 +1,170 @@
+"""Inputs and functions by name, as the command takes them."""
+
+import ast
+import importlib
+import importlib.util
+import operator
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p3.errors import InputError
+
+# What an expression may call: NumPy's functions of these names, and two of its random generators with a seed.
+MAKERS = ("linspace", "logspace", "geomspace", "arange", "zeros", "ones", "full", "array", "reshape", "eye")
+OPERATIONS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+ALLOWED = (
+    f"a file.npy, a file.npz:name, or an expression of numbers, lists, + - * / and {', '.join(MAKERS)}, "
+    "normal(*shape, seed=0), uniform(low, high, shape, seed=0)"
+)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Normal random numbers."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def uniform(low: float, high: float, shape: int | tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Uniform random numbers."""
+    return np.random.default_rng(seed).uniform(low, high, shape)
+
+
+def parse_input(text: str) -> np.ndarray:
+    """
+    The array that an expression or a file holds. The expression is parsed, and never evaluated as Python.
+
+    Raises
+    ------
+    InputError
+        It is neither, or cannot be made.
+    """
+    path, _, name = text.partition(":")
+    if path.endswith((".npy", ".npz")):
+        return read_array(path, name)
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(f"--input {text!r} is not an expression; give {ALLOWED}") from None
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(evaluate(tree.body, text))
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"--input {text!r} cannot be made: {error}") from error
+    except MemoryError:
+        raise InputError(f"--input {text!r} is larger than the memory; give fewer points") from None
+
+
+def evaluate(node: ast.expr, text: str) -> Any:
+    """The value of a part of an expression."""
+    match node:
+        case ast.Constant(value=int() | float() | complex() as number) if not isinstance(number, bool):
+            return number
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            return [evaluate(element, text) for element in elements]
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATIONS:
+            return OPERATIONS[type(op)](np.asarray(evaluate(operand, text))[()])
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATIONS:
+            return OPERATIONS[type(op)](np.asarray(evaluate(left, text))[()], np.asarray(evaluate(right, text))[()])
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in (*MAKERS, "normal", "uniform"):
+            maker: Callable[..., Any] = (
+                normal if name == "normal" else uniform if name == "uniform" else getattr(np, name)
+            )
+            named = {keyword.arg: evaluate(keyword.value, text) for keyword in keywords if keyword.arg}
+            return maker(*(evaluate(arg, text) for arg in args), **named)
+    part = ast.unparse(node)
+    raise InputError(f"--input {text!r}: {part!r} is not allowed there; give {ALLOWED}")
+
+
+def parse_keyword(text: str) -> tuple[str, Any]:
+    """
+    The name and the value of "name=value", the value being a Python literal or else a string.
+
+    Raises
+    ------
+    InputError
+        It is not of that form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InputError(f"--keyword {text!r} is not of the form name=value, as in alpha=0.5")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return name, value
+
+
+def read_array(path: str, name: str) -> np.ndarray:
+    """The array in a .npy file, or the one of a name in a .npz file."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"--input {path}: cannot be read: {reason}") from error
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    names = list(loaded)
+    if name not in names:
+        given = f"has no array {name!r}" if name else "has several arrays"
+        raise InputError(f"--input {path} {given}; give {', '.join(f'{path}:{n}' for n in names) or 'another file'}")
+    return np.asarray(loaded[name])
+
+
+def load_function(text: str) -> Any:
+    """
+    The function that "module:name" or "file.py:name" names, modules being looked for in the current folder as well.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    module_name, colon, name = text.rpartition(":")
+    if not colon or not module_name or not name:
+        raise InputError(f"{text!r} names no function; give module:function or file.py:function, as in my_ops:softplus")
+    try:
+        module = load_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{text}: {error}; is it in the current folder, or installed?") from error
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise InputError(f"{text}: importing {module_name} raised {type(error).__name__}: {error}") from error
+    function: Any = module
+    for part in name.split("."):
+        if not hasattr(function, part):
+            names = [n for n in dir(function) if not n.startswith("_") and callable(getattr(function, n))]
+            raise InputError(f"{text}: {module_name} has no {part!r}; it has {', '.join(names) or 'no functions'}")
+        function = getattr(function, part)
+    if not callable(function):
+        raise InputError(f"{text} is {type(function).__name__}, and must be a function")
+    return function
+
+
+def load_module(name: str) -> Any:
+    """The module of a name, or in a file."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{name}: there is no such file")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        return module
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove("")

@@ -1,0 +1,185 @@
+"""How far two results are apart, in epsilons, and whether that is rounding or a difference of meaning."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from p3.parity.operator import epsilon, smallest_normal, wide
+from p3.tolerance import LADDER, PARITY
+
+Kind = Literal["rounding", "semantic"]
+
+
+class Mismatch(NamedTuple):
+    """
+    The worst difference of two arrays.
+
+    Attributes
+    ----------
+    kind : "rounding" if it shrinks with the precision's epsilon, "semantic" if not
+    precision : in which it was found
+    element : the index of the worst element
+    got, expected : both values there
+    epsilons : their difference in epsilons of the size that `PARITY` names; infinite where one is NaN, or infinite
+    beyond : how many elements are beyond the tolerance
+    ladder : the largest difference of the arrays in each precision, in its epsilons
+    """
+
+    kind: Kind
+    precision: str
+    element: tuple[int, ...]
+    got: complex | float
+    expected: complex | float
+    epsilons: float
+    beyond: int
+    ladder: Mapping[str, float]
+
+
+class Pair(NamedTuple):
+    """
+    Two arrays that should be equal.
+
+    Attributes
+    ----------
+    size : that `PARITY` names, for each element
+    allowance : how far `expected` may itself be off
+    """
+
+    got: np.ndarray
+    expected: np.ndarray
+    size: np.ndarray
+    allowance: np.ndarray | float = 0.0
+
+    def epsilons(self, precision: str) -> np.ndarray:
+        """The difference of each element, in epsilons of the size."""
+        return in_epsilons(self.got, self.expected, self.size, precision)
+
+    def beyond(self, precision: str) -> np.ndarray:
+        """Where it is more than the tolerance and the allowance."""
+        unit = epsilon(precision) * np.maximum(np.where(np.isfinite(self.size), self.size, 0), 1e-300)
+        with np.errstate(over="ignore"):
+            return np.asarray(self.epsilons(precision) > PARITY.epsilons + self.allowance / unit)
+
+
+def in_epsilons(got: np.ndarray, expected: np.ndarray, size: np.ndarray, precision: str) -> np.ndarray:
+    """
+    |got − expected| in epsilons of a size, element by element.
+
+    Two NaNs, or two equal infinities, are no difference; a NaN or an infinity on one side alone is an infinite one.
+    Below the smallest normal number there are no epsilons, and hardware that takes what lies there for 0.
+    """
+    smallest = smallest_normal(precision)
+    a, b = wide(got), wide(expected)
+    with np.errstate(all="ignore"):
+        difference = np.abs(a - b)
+        unit = np.maximum(epsilon(precision) * np.where(np.isfinite(size), size, 0), smallest)
+        result = difference / unit
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    one_sided = ~same & ~(np.isfinite(a) & np.isfinite(b))
+    return np.where(same, 0.0, np.where(one_sided, np.inf, result))
+
+
+def largest(epsilons: np.ndarray) -> float:
+    """The largest finite difference."""
+    finite = epsilons[np.isfinite(epsilons)]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def climb(pairs: Mapping[str, Pair]) -> Mismatch | None:
+    """
+    The precision ladder: the worst difference over the precisions that the pairs are in, or None within `PARITY`.
+
+    A difference beyond the tolerance is rounding if in epsilons it is no more than `LADDER` times what it is in another
+    precision. With one precision alone nothing tells, and it counts as semantic.
+    """
+    ladder = {precision: largest(pair.epsilons(precision)) for precision, pair in pairs.items()}
+    worst: Mismatch | None = None
+    for precision, pair in pairs.items():
+        beyond = pair.beyond(precision)
+        if not beyond.any():
+            continue
+        others = [other for name, other in ladder.items() if name != precision]
+        bound = LADDER.epsilons * max(PARITY.epsilons, *others) if others else PARITY.epsilons
+        epsilons = np.where(beyond, pair.epsilons(precision), -1.0)
+        index = np.unravel_index(int(np.argmax(epsilons)), epsilons.shape)
+        found = Mismatch(
+            kind="semantic" if epsilons[index] > bound else "rounding",
+            precision=precision,
+            element=tuple(int(i) for i in index),
+            got=wide(pair.got)[index].item(),
+            expected=wide(pair.expected)[index].item(),
+            epsilons=float(epsilons[index]),
+            beyond=int(beyond.sum()),
+            ladder=ladder,
+        )
+        if worst is None or (found.kind == "semantic") > (worst.kind == "semantic"):
+            worst = found
+    return worst
+
+
+def describe_ladder(mismatch: Mismatch) -> str:
+    """The figures that the kind was decided by."""
+    figures = ", ".join(f"{epsilons:.3g} {precision} epsilons" for precision, epsilons in mismatch.ladder.items())
+    return f"{mismatch.kind} ({figures})"
+
+
+def explain(
+    got: np.ndarray, expected: np.ndarray, others: Mapping[str, np.ndarray], weights: np.ndarray | float = 1.0
+) -> str:
+    """
+    What the difference looks like, by the mistakes that people make.
+
+    Parameters
+    ----------
+    others : by name, what it would be instead by some mistake that only the caller can know of
+    weights : what a derivative is multiplied by in what was got
+    """
+    g, e = wide(got), wide(expected)
+
+    def alike(a: np.ndarray, b: np.ndarray) -> bool:
+        if a.shape != b.shape or not a.size:
+            return False
+        with np.errstate(all="ignore"):
+            return bool(
+                np.all(np.abs(a - b) <= 1e-4 * np.maximum(np.abs(a), np.abs(b)) + 1e-12) and np.isfinite(a).all()
+            )
+
+    if got.shape != expected.shape:
+        return f"its shape is {got.shape} and not {expected.shape}"
+    for name, other in others.items():
+        if alike(g, wide(other)) and not alike(g, e):
+            return name
+    if (np.isnan(g) & ~np.isnan(e)).any():
+        return f"it is NaN in {int((np.isnan(g) & ~np.isnan(e)).sum())} of {g.size} elements"
+    if not g.any() and e.any():
+        return "it is 0 everywhere: a rule that returns zeros, or something detached"
+    if alike(g, -e):
+        return "its sign is wrong"
+    if g.dtype.kind == "c" and alike(g, e.conj()):
+        return "it is the complex conjugate"
+    if g.ndim >= 2 and alike(g, np.swapaxes(e, -1, -2).reshape(e.shape)):
+        return "it is transposed"
+    if g.ndim >= 1 and g.size > 1:
+        for shift in (1, -1):
+            if alike(g.ravel(), np.roll(e.ravel(), shift)):
+                return "it is off by one element"
+        if alike(g.ravel(), e.ravel()[::-1]):
+            return "it is reversed"
+    with np.errstate(all="ignore"):
+        ratios = (g / e)[np.isfinite(g / e) & (np.abs(e) > 1e-9 * np.abs(e).max(initial=0))]
+    if ratios.size and np.ptp(ratios.real) <= 1e-3 * np.abs(ratios).max() and abs(ratios.mean() - 1) > 1e-6:
+        return f"it is {ratios.mean().real:.6g} times what it should be"
+    with np.errstate(invalid="ignore"):
+        largest_expected = float(np.abs(e[np.isfinite(e)]).max(initial=0))
+        error = np.abs(g - e)[np.isfinite(g - e)].max(initial=0) / max(largest_expected, 1e-300)
+    if got.dtype in (np.float64, np.complex128) and error < 64 * epsilon(np.float32):
+        return "it is as exact as float32 alone: something inside is (64-bit types switched off, a cast, a constant)"
+    with np.errstate(all="ignore"):
+        differ = ~(np.abs(g - e) <= 1e-6 * np.maximum(np.abs(g), np.abs(e)) + 1e-12)
+        difference = ((g - e) / weights)[np.isfinite(g - e)]
+    if g.size > 4 and 0 < differ.sum() <= g.size // 4:
+        return f"it differs in {int(differ.sum())} of {g.size} elements alone"
+    if difference.size > 1 and np.ptp(difference.real) <= 1e-3 * np.abs(difference).max():
+        return f"it is off by a constant, {difference.mean().real:.6g}"
+    return f"it is up to {error:.3g} of the largest element off"

@@ -1,0 +1,99 @@
+"""The report as one self-contained HTML page. The one module of the checker that needs matplotlib and Jinja."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from p3.parity.case import Case
+from p3.parity.mismatch import in_epsilons
+from p3.parity.operator import wide
+from p3.parity.report import ParityReport
+from p3.tolerance import PARITY
+
+# Colours that also differ in grey, and for the colour-blind (Okabe and Ito).
+COLOURS = {"float64": "#0072B2", "float32": "#D55E00"}
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ report.title }}</title>
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+ h1 { font-size: 1.3rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+ table { border-collapse: collapse; width: 100% }
+ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #ddd }
+ td:nth-child(2) { white-space: nowrap }
+ .passed { color: #00701a } .failed { color: #b00020; font-weight: bold }
+ .refused { color: #8a5a00 } .not-applicable { color: #777 }
+ pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: 13px }
+ svg { width: 100%; height: auto }
+</style>
+<h1>{{ report.title }}</h1>
+<p class="{{ 'passed' if report.ok else 'failed' }}">{{ report.summary }}</p>
+<p>Inputs: {% for x in report.case.inputs -%}
+{{ x.dtype }} of shape {{ x.shape }}{{ ", " if not loop.last }}{% endfor %}; seed {{ report.case.seed }}.</p>
+{% for check in report.failed %}<h2>{{ check.name }}</h2>
+{% for finding in check.findings %}<p>{{ finding }}</p>
+{% if finding.snippet %}<pre>{{ finding.snippet }}</pre>{% endif %}
+{% endfor %}{% endfor %}
+<h2>All checks</h2>
+<table>
+<tr><th>check<th>verdict<th>what it shows<th>seconds
+{% for check in report.checks %}<tr><td>{{ check.name }}<td class="{{ check.verdict | replace(' ', '-') }}">
+{{- check.verdict }}<td>{{ check.note }}<td>{{ "%.2f" | format(check.seconds) }}
+{% endfor %}</table>
+<h2>How far apart the two sides are</h2>
+{{ picture | safe }}
+</html>
+"""
+
+
+def write_page(report: ParityReport, path: Path) -> None:
+    """Write the page."""
+    template = Environment(autoescape=True).from_string(TEMPLATE)
+    path.write_text(template.render(report=report, picture=as_svg(plot_errors(report.case))), encoding="utf-8")
+
+
+def as_svg(figure: Figure) -> str:
+    """The picture, to be put into a page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+
+
+def plot_errors(case: Case) -> Figure:
+    """The differences of value and gradients, in epsilons of the size that the tolerance is of, over the input."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("value", "vjp"), strict=True):
+        draw_differences(axes, case, name)
+    return figure
+
+
+def draw_differences(axes: Axes, case: Case, name: str) -> None:
+    """One of the two."""
+    quantity = case.quantity(name)
+    x = case.inputs[case.arguments[0]]
+    for precision, colour in COLOURS.items():
+        pairs = zip(quantity.of(case.port, precision), quantity.of(case.reference, precision), strict=True)
+        sizes = case.size(quantity)
+        first = [(a, b, size) for (a, b), size in zip(pairs, sizes, strict=True) if a.shape == b.shape][:1]
+        for a, b, size in first:
+            epsilons = in_epsilons(a, b, size, precision).ravel()
+            over_input = case.elementwise and epsilons.size == x.size and x.dtype.kind != "c"
+            at = wide(x).ravel() if over_input else np.arange(epsilons.size)
+            drawn = np.where(epsilons > 0, epsilons, np.nan)
+            axes.semilogy(
+                at, drawn, ".", markersize=3, color=colour, label=f"{precision}, {int((epsilons == 0).sum())} equal"
+            )
+            axes.set(xlabel="input" if over_input else "element")
+    if all(not np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        axes.text(0.5, 0.5, "equal to the bit", transform=axes.transAxes, ha="center", fontsize="x-large")
+    axes.axhline(PARITY.epsilons, color="0.6", linewidth=1, label=f"tolerance, {PARITY.epsilons} epsilons")
+    axes.set(title=f"{name}, difference in epsilons")
+    axes.legend()
+    axes.grid(alpha=0.3)

@@ -1,0 +1,126 @@
+"""The report of a check: a table, JSON, and a page."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from p3.parity.case import Case
+from p3.parity.result import CheckResult, Finding
+
+COLOURS = {"passed": "green", "failed": "bold red", "refused": "yellow", "not applicable": "dim"}
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """
+    What every check came to.
+
+    Attributes
+    ----------
+    reference, reference_framework, port, port_framework : names
+    case : what was checked
+    checks : the results, in order
+    """
+
+    reference: str
+    reference_framework: str
+    port: str
+    port_framework: str
+    case: Case
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[CheckResult, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.verdict == "failed")
+
+    @property
+    def title(self) -> str:
+        """What was checked against what."""
+        return f"{self.port} ({self.port_framework}) as a port of {self.reference} ({self.reference_framework})"
+
+    @property
+    def summary(self) -> str:
+        """The verdict in a line."""
+        counts = [f"{sum(c.verdict == verdict for c in self.checks)} {verdict}" for verdict in COLOURS]
+        return f"{'The port is right' if self.ok else 'The port is not shown to be right'}: {', '.join(counts)}."
+
+    def __getitem__(self, name: str) -> CheckResult:
+        """The result of a check by its name."""
+        return {check.name: check for check in self.checks}[name]
+
+    def assert_ok(self) -> None:
+        """Raise an AssertionError that says what is wrong, if anything is."""
+        if not self.ok:
+            raise AssertionError(str(self))
+
+    def __str__(self) -> str:
+        """The table, as plain text."""
+        console = Console(file=StringIO(), width=150, force_terminal=False, color_system=None)
+        console.print(self)
+        return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+    def __rich__(self) -> Group:
+        """The table, and below it what is wrong."""
+        table = Table("check", "verdict", "what it shows", title=self.title, title_justify="left")
+        for check in self.checks:
+            table.add_row(check.name, Text(check.verdict, COLOURS[check.verdict]), Text(check.note))
+        parts: list[Any] = [table]
+        for check in self.failed:
+            for finding in check.findings:
+                parts += [Text(f"\n{check.name}: {finding}"), Text(finding.snippet, "dim")]
+        return Group(*parts, Text(f"\n{self.summary}"))
+
+    def to_json(self) -> str:
+        """All of it, as JSON; numbers that are not finite are strings."""
+        return json.dumps(
+            {
+                "reference": {"name": self.reference, "framework": self.reference_framework},
+                "port": {"name": self.port, "framework": self.port_framework},
+                "ok": self.ok,
+                "inputs": [{"dtype": x.dtype.name, "shape": list(x.shape)} for x in self.case.inputs],
+                "checks": [
+                    {**check._asdict(), "findings": [as_json(finding) for finding in check.findings]}
+                    for check in self.checks
+                ],
+            },
+            indent=1,
+            default=plain,
+            allow_nan=False,
+            ensure_ascii=False,
+        )
+
+
+def as_json(finding: Finding) -> dict[str, Any]:
+    """A finding, with numbers as they are where JSON has them."""
+    found = finding._asdict()
+    found["mismatch"] = None if finding.mismatch is None else finding.mismatch._asdict()
+    return {key: jsonable(value) for key, value in found.items()}
+
+
+def jsonable(value: Any) -> Any:
+    """Numbers that JSON does not have, as strings."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [jsonable(item) for item in value]
+    if isinstance(value, complex) or (isinstance(value, float) and not np.isfinite(value)):
+        return str(value)
+    return value
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return value.item()

@@ -1,0 +1,38 @@
+"""Each check as a test of its own, for pytest."""
+
+from collections.abc import Callable
+from functools import cache
+
+from p3.parity.case import Case
+from p3.parity.checker import CHECKS, make_case, run_check
+from p3.parity.operator import Operator
+
+
+def parity_test(
+    reference: Operator, port: Operator, inputs: object, *, compiled: bool = True, **options: object
+) -> Callable[[str], None]:
+    """
+    Make a test function with the checks as its parameters; the arguments are those of `check`.
+
+    A check that is refused or not applicable skips, with its reason.
+
+    Examples
+    --------
+    >>> test_port = parity_test(torchp3.as_operator(f), jaxp3.as_operator(g), np.linspace(-3, 3, 101))
+    """
+    import pytest  # which only those who test need
+
+    @cache
+    def case() -> Case:
+        return make_case(reference, port, inputs, compiled=compiled, **options)
+
+    names = [name for name in CHECKS if compiled or name != "compiled"]
+
+    @pytest.mark.parametrize("check", names, ids=[name.replace(" ", "-") for name in names])
+    def test(check: str) -> None:
+        result = run_check(case(), check)
+        if result.verdict in ("refused", "not applicable"):
+            pytest.skip(f"{result.verdict}: {result.note}")
+        assert result.verdict == "passed", "\n".join(map(str, result.findings))
+
+    return test

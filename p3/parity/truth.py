@@ -1,0 +1,233 @@
+"""
+Derivatives by finite differences and by the complex step, with an estimate of their error.
+
+They need only a function's values: what a hand-written rule is held against first.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from p3.parity.operator import Arrays, is_inexact, wide
+
+LEVELS = 8  # the number of steps, each half of the one before
+FIRST_STEP = 2.0**-4  # relative to the argument
+EPSILON = float(np.finfo(np.float64).eps)
+COLUMNS = 32  # of a Jacobian that is not diagonal, at most so many are taken, at random
+
+Function = Callable[[Arrays], Arrays]
+
+
+class Truth(NamedTuple):
+    """
+    What should come out, and how well that is known.
+
+    Attributes
+    ----------
+    values : of each output, or the gradient of each argument
+    errors : estimates of the errors of their elements; infinite where nothing is known
+    method : for people
+    """
+
+    values: Arrays
+    errors: Arrays
+    method: str
+
+
+def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[Arrays, Arrays]:
+    """
+    df/dt at 0, and an estimate of its error, for each element of f's outputs by itself.
+
+    Ridders' method: central differences with halved steps h, extrapolated to h = 0 in a Neville tableau, of which each
+    element takes the entry that differs least from its neighbours.
+
+    References
+    ----------
+    C. J. F. Ridders, Accurate computation of F'(x) and F'(x)F''(x), Advances in Engineering Software 4(2), 1982.
+    """
+    with np.errstate(all="ignore"):
+        best: list[np.ndarray] = []
+        errors: list[np.ndarray] = []
+        previous: list[Arrays] = []
+        for level in range(levels):
+            h = FIRST_STEP * 2.0**-level
+            pairs = list(zip(map(wide, f(h)), map(wide, f(-h)), strict=True))
+            row = [tuple((above - below) / (2 * h) for above, below in pairs)]
+            rounding = [EPSILON * (np.abs(above) + np.abs(below)) / h for above, below in pairs]
+            if level == 0:
+                best = [np.zeros_like(y) for y in row[0]]
+                errors = [np.full(y.shape, np.inf) for y in row[0]]
+            for order in range(1, level + 1):
+                power = 4.0**order
+                extrapolated = tuple(
+                    fine + (fine - coarse) / (power - 1)
+                    for fine, coarse in zip(row[order - 1], previous[order - 1], strict=True)
+                )
+                for k, y in enumerate(extrapolated):
+                    error = np.maximum(np.abs(y - row[order - 1][k]), np.abs(y - previous[order - 1][k])) + rounding[k]
+                    better = error < errors[k]
+                    best[k] = np.where(better, y, best[k])
+                    errors[k] = np.where(better, error, errors[k])
+                row.append(extrapolated)
+            previous = row
+    return tuple(best), tuple(errors)
+
+
+def step_sizes(x: np.ndarray) -> np.ndarray:
+    """How far to move each element: its own size, or an eighth of a typical one if that is more."""
+    sizes = np.abs(x)
+    finite = sizes[np.isfinite(sizes) & (sizes > 0)]
+    return np.asarray(np.maximum(sizes, np.median(finite) / 8 if finite.size else 1.0))
+
+
+def moved(inputs: Arrays, position: int, by: np.ndarray) -> Arrays:
+    """The inputs, one of them moved."""
+    return (*inputs[:position], np.asarray(inputs[position] + by), *inputs[position + 1 :])
+
+
+def along(f: Function, inputs: Arrays, position: int, step: np.ndarray) -> Callable[[float], Arrays]:
+    """F as a function of how far one of its inputs is moved along a step."""
+    return lambda t: f(moved(inputs, position, t * step))
+
+
+def phases(x: np.ndarray) -> tuple[complex | float, ...]:
+    """The directions that a number can move in: a complex one in two."""
+    return (1.0, 1j) if x.dtype.kind == "c" else (1.0,)
+
+
+def sum_to_shape(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The transpose of broadcasting from a shape: sums over the axes that it was repeated along."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    repeated = tuple(axis for axis, length in enumerate(shape) if length == 1 and x.shape[axis] != 1)
+    return np.asarray(x.sum(axis=repeated, keepdims=True))
+
+
+def is_elementwise(f: Function, inputs: Arrays, positions: tuple[int, ...], random: np.random.Generator) -> bool:
+    """
+    Whether every output has the broadcast inputs' shape and each of its elements depends on its own inputs alone.
+
+    Found by moving a random half of the elements, twice: outside of it nothing may change, to the bit.
+    """
+    try:
+        shape = np.broadcast_shapes(*(x.shape for x in inputs))
+    except ValueError:
+        return False
+    still = f(inputs)
+    if any(y.shape != shape for y in still):
+        return False
+    for position in positions:
+        x = inputs[position]
+        for _ in range(2):
+            half = random.random(x.shape) < 0.5
+            changed = f(moved(inputs, position, np.where(half, FIRST_STEP * step_sizes(x), 0)))
+            outside = ~np.broadcast_to(half, shape)
+            pairs = zip(still, changed, strict=True)
+            if not all(np.array_equal(y[outside], z[outside], equal_nan=True) for y, z in pairs):
+                return False
+    return True
+
+
+def true_jvp(f: Function, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays) -> Truth:
+    """The Jacobian of the function's values times the tangents."""
+
+    def along(t: float) -> Arrays:
+        given = list(inputs)
+        for position, tangent in zip(positions, tangents, strict=True):
+            given[position] = np.asarray(given[position] + t * tangent)
+        return f(tuple(given))
+
+    return Truth(*differentiate(along), "finite differences")
+
+
+def true_vjp(
+    f: Function,
+    inputs: Arrays,
+    positions: tuple[int, ...],
+    cotangents: Arrays,
+    elementwise: bool,
+    random: np.random.Generator,
+) -> Truth:
+    """
+    The cotangents times the Jacobian of the function's values.
+
+    That is the gradient g with Σ Re(cotangent · Jw) = Σ Re(g · w) for every tangent w.
+    Of an elementwise function all elements move at once; of any other one after the other, `COLUMNS` of them at most.
+    """
+    values, errors = [], []
+    method = "finite differences"
+    for position in positions:
+        x = inputs[position]
+        sizes = step_sizes(x)
+        if elementwise:
+            gradient, error = elementwise_gradient(f, inputs, position, cotangents, sizes)
+        else:
+            gradient, error = np.zeros(x.shape, wide(x).dtype), np.full(x.shape, np.inf)
+            columns = random.permutation(x.size)[:COLUMNS]
+            if len(columns) < x.size:
+                method = f"finite differences, in {COLUMNS} of {x.size} elements"
+            for column in columns:
+                index = np.unravel_index(column, x.shape)
+                gradient[index], error[index] = column_gradient(
+                    f, inputs, position, cotangents, index, float(sizes[index])
+                )
+        values.append(gradient)
+        errors.append(error)
+    return Truth(tuple(values), tuple(errors), method)
+
+
+def elementwise_gradient(
+    f: Function, inputs: Arrays, position: int, cotangents: Arrays, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient of one argument, and its error, where each element moves only its own outputs."""
+    x = inputs[position]
+    gradient, error = np.zeros(x.shape, wide(x).dtype), np.zeros(x.shape)
+    for phase in phases(x):
+        slopes, slope_errors = differentiate(along(f, inputs, position, phase * sizes))
+        for slope, slope_error, cotangent in zip(slopes, slope_errors, cotangents, strict=True):
+            with np.errstate(invalid="ignore"):
+                part = sum_to_shape((cotangent * slope).real, x.shape) / sizes
+                error = error + sum_to_shape(np.abs(cotangent) * slope_error, x.shape) / sizes
+            gradient = gradient + (part if phase == 1.0 else -1j * part)
+    return gradient, error
+
+
+def column_gradient(
+    f: Function, inputs: Arrays, position: int, cotangents: Arrays, index: tuple[np.intp, ...], size: float
+) -> tuple[complex | float, float]:
+    """The gradient of one element, and its error."""
+    x = inputs[position]
+    gradient: complex | float = 0.0
+    error = 0.0
+    for phase in phases(x):
+        step = np.zeros(x.shape, wide(x).dtype)
+        step[index] = phase * size
+        slopes, slope_errors = differentiate(along(f, inputs, position, step), levels=5)
+        with np.errstate(invalid="ignore"):
+            part = sum(float((v * s).real.sum()) for v, s in zip(cotangents, slopes, strict=True)) / size
+            error += sum(float((np.abs(v) * e).sum()) for v, e in zip(cotangents, slope_errors, strict=True)) / size
+        gradient += part if phase == 1.0 else -1j * part
+    return gradient, error
+
+
+def complex_step(f: Function, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays) -> Arrays | None:
+    """
+    The Jacobian times the tangents by Im f(x + ih·w)/h, exact to rounding, or None where f takes no complex numbers.
+
+    Right only for analytic functions, so that it must be held against finite differences before it is believed.
+
+    References
+    ----------
+    W. Squire and G. Trapp, Using complex variables to estimate derivatives of real functions, SIAM Review 40(1), 1998.
+    """
+    if any(x.dtype.kind == "c" or not is_inexact(x) for x in inputs):
+        return None
+    h = 2.0**-70
+    given = [x.astype(np.complex128) for x in inputs]
+    for position, tangent in zip(positions, tangents, strict=True):
+        given[position] = np.asarray(given[position] + 1j * h * tangent)
+    try:
+        results = f(tuple(given))
+    except Exception:  # whatever a framework raises for numbers that a function does not take
+        return None
+    return tuple(y.imag / h for y in results) if all(y.dtype.kind == "c" for y in results) else None

@@ -1,0 +1,220 @@
+"""Pairs of functions, one in PyTorch and one in JAX, that are right ports of each other, and inputs for each."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.nn import functional
+
+import jaxp3
+import torchp3
+
+LINE = np.linspace(-3, 3, 101)
+POSITIVE = np.linspace(0.1, 5, 101)
+RANDOM = np.random.default_rng(11)
+
+
+class Pair(NamedTuple):
+    """A function in both frameworks, its inputs, and options of `check`."""
+
+    torch: Callable[..., Any]
+    jax: Callable[..., Any]
+    inputs: Any
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RANDOM.normal(size=shape)
+
+
+class Tutorial(torch.autograd.Function):
+    """As the tutorial has it: forward(ctx, x), and powers."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 0.5 * (5 * x**3 - 3 * x)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return cotangent * 1.5 * (5 * x**2 - 1)
+
+
+class TorchExp(torch.autograd.Function):
+    """Saves its output, as is right where that is what the derivative is made of."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (y,) = ctx.saved_tensors
+        return cotangent * y
+
+
+@jax.custom_vjp
+def jax_exp(x):
+    return jnp.exp(x)
+
+
+def jax_exp_forward(x):
+    y = jax_exp(x)
+    return y, y
+
+
+jax_exp.defvjp(jax_exp_forward, lambda y, cotangent: (cotangent * y,))
+
+
+class TorchScaledSine(torch.autograd.Function):
+    """Two arguments, the second of which may be broadcast."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, scale):
+        return scale * torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        x, scale = ctx.saved_tensors
+        return (
+            (cotangent * scale * torch.cos(x)).sum_to_size(x.shape),
+            (cotangent * torch.sin(x)).sum_to_size(scale.shape),
+        )
+
+
+@jax.custom_jvp
+def jax_scaled_sine(x, scale):
+    return scale * jnp.sin(x)
+
+
+@jax_scaled_sine.defjvp
+def jax_scaled_sine_jvp(primals, tangents):
+    (x, scale), (dx, dscale) = primals, tangents
+    return jax_scaled_sine(x, scale), scale * jnp.cos(x) * dx + jnp.sin(x) * dscale
+
+
+class TorchClippedIdentity(torch.autograd.Function):
+    """A straight-through estimator: the rule is on purpose not the derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent
+
+
+@jax.custom_vjp
+def jax_straight_through(x):
+    return jnp.round(x)
+
+
+jax_straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, cotangent: (cotangent,))
+
+
+def torch_rms_norm(x, weight):
+    return weight * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+
+
+def jax_rms_norm(x, weight):
+    return weight * x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+
+
+PAIRS = {
+    "p3": Pair(torchp3.legendre_p3, jaxp3.legendre_p3, LINE),
+    "p3, custom_jvp": Pair(torchp3.legendre_p3, jaxp3.legendre_p3_custom_jvp, LINE),
+    "p3, complex": Pair(torchp3.legendre_p3, jaxp3.legendre_p3, LINE + 1j * LINE[::-1] ** 2 / 3),
+    "exp, of its output": Pair(TorchExp, jax_exp, LINE),
+    "scaled sine": Pair(TorchScaledSine, jax_scaled_sine, (LINE, POSITIVE)),
+    "scaled sine, broadcast": Pair(TorchScaledSine, jax_scaled_sine, (LINE, np.array([1.5]))),
+    "scaled sine, a scalar": Pair(TorchScaledSine, jax_scaled_sine, (LINE, np.array(1.5))),
+    "straight-through rounding": Pair(TorchClippedIdentity, jax_straight_through, LINE + 0.01, {"surrogate": True}),
+    "sin": Pair(torch.sin, jnp.sin, LINE),
+    "tanh": Pair(torch.tanh, jnp.tanh, LINE),
+    "log": Pair(torch.log, jnp.log, POSITIVE),
+    "sqrt": Pair(torch.sqrt, jnp.sqrt, POSITIVE),
+    "expm1": Pair(torch.expm1, jnp.expm1, LINE),
+    "log1p": Pair(torch.log1p, jnp.log1p, POSITIVE),
+    "atan": Pair(torch.atan, jnp.arctan, LINE),
+    "sigmoid": Pair(torch.sigmoid, jax.nn.sigmoid, LINE),
+    "softplus": Pair(functional.softplus, jax.nn.softplus, LINE),
+    "silu": Pair(functional.silu, jax.nn.silu, LINE),
+    "gelu, by tanh": Pair(lambda x: functional.gelu(x, approximate="tanh"), jax.nn.gelu, LINE),
+    "relu": Pair(torch.relu, jax.nn.relu, LINE + 0.01),
+    "erf": Pair(torch.erf, jax.scipy.special.erf, LINE),
+    "power": Pair(lambda x: x**3, lambda x: x**3, LINE),
+    "reciprocal": Pair(lambda x: 1 / x, lambda x: 1 / x, POSITIVE),
+    "product": Pair(torch.mul, jnp.multiply, (LINE, POSITIVE)),
+    "quotient": Pair(torch.div, jnp.divide, (LINE, POSITIVE)),
+    "distance": Pair(
+        lambda x, y: torch.sqrt(x * x + y * y), lambda x, y: jnp.sqrt(x * x + y * y), (LINE + 0.01, POSITIVE)
+    ),
+    "atan2": Pair(torch.atan2, jnp.arctan2, (LINE + 0.01, POSITIVE)),
+    "where": Pair(
+        lambda x, y: torch.where(x > 0, x * y, y), lambda x, y: jnp.where(x > 0, x * y, y), (LINE + 0.01, POSITIVE)
+    ),
+    "sum": Pair(torch.sum, jnp.sum, LINE),
+    "mean square": Pair(lambda x: (x * x).mean(), lambda x: (x * x).mean(), LINE),
+    "logsumexp": Pair(
+        lambda x: torch.logsumexp(x, -1), lambda x: jax.scipy.special.logsumexp(x, axis=-1), normal(5, 7)
+    ),
+    "softmax": Pair(lambda x: torch.softmax(x, -1), lambda x: jax.nn.softmax(x, axis=-1), normal(5, 7)),
+    "layer norm": Pair(
+        lambda x: functional.layer_norm(x, (7,)),
+        lambda x: (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5),
+        normal(5, 7),
+    ),
+    "rms norm": Pair(torch_rms_norm, jax_rms_norm, (normal(5, 7), normal(7))),
+    "matrix product": Pair(torch.matmul, jnp.matmul, (normal(4, 5), normal(5, 3))),
+    "transpose": Pair(lambda x: x.T * 2, lambda x: x.T * 2, normal(4, 5)),
+    "cumulative sum": Pair(lambda x: torch.cumsum(x, 0), lambda x: jnp.cumsum(x), LINE),
+    "two outputs": Pair(lambda x: (torch.sin(x), torch.cos(x)), lambda x: (jnp.sin(x), jnp.cos(x)), LINE),
+    "an index": Pair(lambda x, i: x[i] ** 2, lambda x, i: x[i] ** 2, (LINE, np.array([3, 1, 4, 1, 5]))),
+    "complex product": Pair(torch.mul, jnp.multiply, (normal(20) + 1j * normal(20), normal(20) + 1j * normal(20))),
+    "square modulus": Pair(lambda z: (z * z.conj()).real, lambda z: (z * z.conj()).real, normal(20) + 1j * normal(20)),
+}
+
+# Right where both have a value, and known to differ elsewhere: what the check must say of them.
+DIFFERENCES = {
+    "the tutorial's p3": (Pair(Tutorial, jaxp3.legendre_p3, LINE), "special values", r"NaN on one side alone"),
+    "solve": (
+        Pair(torch.linalg.solve, jnp.linalg.solve, (normal(4, 4) + 4 * np.eye(4), normal(4, 2))),
+        "special values",
+        r"at nan is .* and the reference's nan",
+    ),
+    "determinant": (
+        Pair(torch.linalg.det, jnp.linalg.det, normal(4, 4) + 4 * np.eye(4)),
+        "special values",
+        r"at inf is 0 and the reference's nan",
+    ),
+    "hypot": (Pair(torch.hypot, jnp.hypot, (LINE + 0.01, POSITIVE)), "special values", r"at inf is nan"),
+    "the second derivative of lgamma": (
+        Pair(torch.lgamma, jax.scipy.special.gammaln, POSITIVE),
+        "vjp of vjp",
+        r"as exact as float32 alone",  # PyTorch's trigamma is, to 2e-10
+    ),
+}

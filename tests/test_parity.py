@@ -1,0 +1,382 @@
+"""The checker raises no false alarm, catches every faulty port by the check that should, and says how it knows."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from faulty_ports import FAULTY
+from right_pairs import DIFFERENCES, LINE, PAIRS
+
+import jaxp3
+import torchp3
+from p3 import InputError, parity
+from p3.parity.checker import make_case
+from p3.parity.faults import FAULTS, FaultyPort, is_plantable
+from p3.parity.mismatch import Pair, climb, explain, in_epsilons
+from p3.parity.truth import true_vjp
+
+# What a report says that a check did, where the check itself has no figures for it.
+UNCOMPILED = [name for name in parity.CHECKS if name != "compiled"]
+
+
+def check(pair, **options):
+    return parity.check(
+        torchp3.as_operator(pair.torch), jaxp3.as_operator(pair.jax), pair.inputs, **{**pair.options, **options}
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_right_port_raises_no_alarm(name):
+    report = check(PAIRS[name], compiled=False)
+    report.assert_ok()
+    assert [result.name for result in report.checks] == UNCOMPILED
+    assert report["power"].note.startswith("100 %")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_faulty_port_is_caught_by_the_check_that_should(name):
+    faulty = FAULTY[name]
+    report = parity.check(faulty.reference, faulty.port, faulty.inputs, only=[faulty.check], **faulty.options)
+    (result,) = report.checks
+    assert result.verdict == "failed", result
+    port = [finding for finding in result.findings if finding.side == "the port"]
+    assert any(re.search(faulty.says, finding.explanation) for finding in port), port
+    with pytest.raises(AssertionError, match="not shown to be right"):
+        report.assert_ok()
+
+
+def test_there_are_as_many_of_both_as_should_be():
+    assert len(PAIRS) >= 30
+    assert len(FAULTY) >= 60
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_where_the_libraries_themselves_differ_it_says_so(name):
+    pair, failing, says = DIFFERENCES[name]
+    report = check(pair, only=["value", "vjp", "vjp of vjp", "special values"])
+    assert failing in [result.name for result in report.failed]
+    assert re.search(says, " ".join(finding.explanation for finding in report[failing].findings))
+    assert report["value"].verdict == report["vjp"].verdict == "passed"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_tutorials_pair_passes_everything_with_full_power():
+    report = check(PAIRS["p3"])
+    report.assert_ok()
+    assert {result.name: result.verdict for result in report.checks if result.verdict != "passed"} == {
+        "jvp": "refused"  # as a custom_vjp must
+    }
+    assert "use jaxp3.legendre_p3_custom_jvp" in report["jvp"].note
+    assert report["power"].note.startswith("100 %")
+    assert "torch.compile of torch.func" in report["rule"].note
+
+
+# --- rounding or semantic
+
+
+def test_a_few_epsilons_near_a_root_are_rounding():
+    roots = np.sqrt(0.6) + np.linspace(-1e-6, 1e-6, 101)
+    report = parity.check(
+        torchp3.as_operator(torchp3.legendre_p3),
+        jaxp3.as_operator(lambda x: 0.5 * (5 * x**3 - 3 * x)),
+        roots,
+        only=["value", "vjp"],
+    )
+    report.assert_ok()
+
+
+def test_a_port_that_loses_digits_is_rounding_and_is_reported():
+    x = np.float32(2.0) ** -np.arange(1, 24, dtype=np.float32)
+    report = parity.check(
+        torchp3.as_operator(torch.log1p), jaxp3.as_operator(lambda x: jnp.log(1 + x)), x, only=["value"]
+    )
+    report.assert_ok()
+    assert all(finding.mismatch.kind == "rounding" for finding in report["value"].findings)
+
+
+def test_the_ladder():
+    size = np.ones(3)
+    right = np.array([1.0, 2.0, 3.0])
+
+    def pairs(error64, error32):
+        return {
+            "float64": Pair(right + error64, right, size),
+            "float32": Pair((right + error32).astype(np.float32), right.astype(np.float32), size),
+        }
+
+    assert climb(pairs(1e-15, 1e-6)) is None
+    assert climb(pairs(1e-13, 1e-4)).kind == "rounding"  # as many epsilons in one as in the other
+    assert climb(pairs(1e-6, 1e-6)).kind == "semantic"  # the same number in both
+    assert climb(pairs(1e-10, 0)).kind == "semantic"
+    assert climb(pairs(0, 1e-3)).kind == "semantic"  # in float32 alone
+    assert climb(pairs(np.nan, np.nan)).kind == "semantic"
+    assert climb({"float64": Pair(right + 1e-13, right, size)}).kind == "semantic"  # nothing to compare with
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_nan_and_infinity_never_pass_for_numbers(dtype):
+    got = np.array([np.nan, np.nan, 1, np.inf, np.inf, -np.inf, 0.0, 1]).astype(np.dtype(dtype))
+    expected = np.array([np.nan, 1, np.nan, np.inf, 1, np.inf, -0.0, 1]).astype(np.dtype(dtype))
+    epsilons = in_epsilons(got, expected, np.full(8, 1e30), dtype)
+    np.testing.assert_array_equal(epsilons, [0, np.inf, np.inf, 0, np.inf, np.inf, 0, 0])
+
+
+def test_what_hardware_flushes_is_no_difference():
+    tiny = np.finfo(np.float32).tiny
+    assert in_epsilons(np.float32([0]), np.float32([tiny / 4]), np.zeros(1), "float32") < 1
+
+
+@pytest.mark.parametrize(
+    ("got", "says"),
+    [
+        (-LINE, "sign"),
+        (1.01 * LINE, r"1\.01 times"),
+        (0 * LINE, "0 everywhere"),
+        (np.roll(LINE, 1), "off by one element"),
+        (LINE + 0.5, r"off by a constant, 0\.5"),
+        (LINE[::-1] ** 3, "of the largest element off"),
+        (np.where(np.arange(101) == 7, 9, LINE), "differs in 1 of 101"),
+        (np.where(np.arange(101) == 7, np.nan, LINE), "NaN in 1 of 101"),
+        (LINE.astype(np.float32).astype(float) + 1e-9, "as exact as float32"),
+        (LINE[:50], r"shape is \(50,\) and not \(101,\)"),
+        (LINE**2, "the square"),
+    ],
+)
+def test_explanations(got, says):
+    assert re.search(says, explain(got, LINE + 0.0, {"the square": LINE**2}))
+
+
+def test_finite_differences_say_how_good_they_are():
+    x = np.linspace(-2, 2, 101)
+    random = np.random.default_rng(0)
+    for f, slope in ((np.sin, np.cos(x)), (np.abs, np.sign(x)), (np.exp, np.exp(x))):
+        known = true_vjp(lambda inputs, f=f: (f(inputs[0]),), (x,), (0,), (np.ones(101),), True, random)
+        sure = known.errors[0] < 1e-6
+        assert sure.sum() >= 100  # all but the kink
+        assert np.all(np.abs(known.values[0] - slope)[sure] <= 8 * known.errors[0][sure])
+
+
+# --- power
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_fault_is_planted_somewhere_and_noticed():
+    noticed = set()
+    for name in ("p3", "product", "matrix product", "scaled sine, broadcast", "p3, complex"):
+        pair = PAIRS[name]
+        case = make_case(torchp3.as_operator(pair.torch), jaxp3.as_operator(pair.jax), pair.inputs)
+        planted = {fault.name for fault in FAULTS if is_plantable(case, fault)}
+        result = parity.CHECKS["power"](case)
+        noticed |= planted - {finding.part for finding in result.findings}
+    assert noticed == {fault.name for fault in FAULTS}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "missed", "advice"),
+    [
+        (np.zeros(5), "detached residual", "points whose second derivative is not 0"),
+        (np.full((3, 3), 2.0), "stale residual", "elements are not all alike"),
+    ],
+)
+def test_weak_inputs_are_called_so_with_what_to_add(inputs, missed, advice):
+    report = parity.check(
+        torchp3.as_operator(torchp3.legendre_p3), jaxp3.as_operator(jaxp3.legendre_p3), inputs, only=["power"]
+    )
+    assert report["power"].verdict == "failed"
+    assert "weak inputs" in report["power"].note
+    assert advice in {finding.part: finding.explanation for finding in report["power"].findings}[missed]
+
+
+def test_a_fault_that_changes_nothing_is_none():
+    case = make_case(torchp3.as_operator(lambda x: 2 * x), jaxp3.as_operator(lambda x: 2 * x), LINE)
+    plantable = {fault.name for fault in FAULTS if is_plantable(case, fault)}
+    assert not plantable & {"detached residual", "stale residual", "swapped arguments", "missing conjugate"}
+    assert isinstance(FaultyPort(case.port, FAULTS[0]), parity.Operator)
+
+
+# --- anybody's operators
+
+
+@dataclass(frozen=True)
+class NumpySine:
+    """A third framework, in one class: sine, with its derivatives by hand."""
+
+    name: str = "sine"
+    framework: str = "NumPy"
+
+    def arguments(self, inputs):
+        return (0,)
+
+    def value(self, inputs):
+        return (np.sin(inputs[0]),)
+
+    def vjp(self, inputs, cotangents, between=lambda: None):
+        between()
+        return (cotangents[0] * np.cos(inputs[0]),)
+
+    def jvp(self, inputs, tangents):
+        return self.vjp(inputs, tangents)
+
+    def vjp_of_vjp(self, inputs, cotangents, directions):
+        return (-cotangents[0] * directions[0] * np.sin(inputs[0]),)
+
+    def jvp_of_vjp(self, inputs, cotangents, directions):
+        return self.vjp_of_vjp(inputs, cotangents, directions)
+
+    def batched(self):
+        return self
+
+    def transformed(self):
+        return {}
+
+    def compiled(self):
+        return {}
+
+    def rules(self, inputs):
+        return ()
+
+    def scaled(self, factor):
+        return self
+
+
+def test_a_third_framework_fits_in():
+    assert isinstance(NumpySine(), parity.Operator)
+    report = parity.check(NumpySine(), torchp3.as_operator(torch.sin), LINE, compiled=False, dtypes=["float32"])
+    report.assert_ok()
+    assert report["rule"].verdict == "not applicable"
+
+
+@pytest.mark.parametrize("as_operator", [torchp3.as_operator, jaxp3.as_operator])
+def test_static_keywords_and_chosen_arguments(as_operator):
+    operator = as_operator(lambda x, y, power=1: x**power * y, arguments=(1,), power=3)
+    x, y = np.array([2.0]), np.array([5.0])
+    assert operator.value((x, y))[0] == 40
+    (gradient,) = operator.vjp((x, y), (np.ones(1),))
+    assert gradient == 8
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int32"])
+@pytest.mark.parametrize("as_operator", [torchp3.as_operator, jaxp3.as_operator])
+def test_adapters_keep_dtypes(as_operator, dtype):
+    x = np.array([1, 2, 3]).astype(np.dtype(dtype))
+    assert x.dtype == (ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    (result,) = as_operator(lambda x: x * x).value((x,))
+    assert result.dtype == x.dtype
+    np.testing.assert_array_equal(result, x * x)
+
+
+def test_a_closed_form_is_the_truth():
+    wrong = {"closed_form": np.cos, "only": ["value"]}
+    report = parity.check(torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), LINE, **wrong)
+    assert {finding.side for finding in report["value"].findings} == {"the reference", "the port"}
+    report = parity.check(
+        torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), LINE, closed_form=np.sin, only=["value", "vjp"]
+    )
+    report.assert_ok()
+    assert "the closed form" in report["value"].note
+
+
+def test_two_sides_that_are_wrong_alike_are_wrong():
+    faulty = FAULTY["sign"]
+    report = parity.check(faulty.port, faulty.port, LINE, only=["vjp"])
+    assert report["vjp"].verdict == "failed"
+    assert "surrogate=True" in report["vjp"].note
+    parity.check(faulty.port, faulty.port, LINE, only=["vjp"], surrogate=True).assert_ok()
+
+
+@pytest.mark.parametrize(
+    ("f", "inputs", "says"),
+    [
+        (lambda x: None, LINE, "returned NoneType; return a"),
+        (lambda x: 1.0, LINE, "returned float"),
+        (lambda x: x @ x, np.ones((2, 3)), "cannot be called with inputs of float64[2, 3]"),
+        (lambda x: x, ["a"], "give an array of numbers"),
+        (lambda x: x, np.array([1e300]), "beyond float32's largest"),
+        (lambda x: x, np.array([1, 2]), "no input is floating"),
+        (lambda x: x > 0, LINE, "no derivative to check"),
+        (lambda x, y: x, LINE, "cannot be called"),
+    ],
+)
+@pytest.mark.parametrize("as_operator", [torchp3.as_operator, jaxp3.as_operator])
+def test_what_cannot_be_checked_is_refused_in_a_line(as_operator, f, inputs, says):
+    with pytest.raises(InputError) as caught:
+        parity.check(as_operator(f), as_operator(f), inputs)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_there_are_not():
+    sine = torchp3.as_operator(torch.sin)
+    with pytest.raises(InputError, match="no check 'vpj'; there are 'value', 'vjp'"):
+        parity.check(sine, sine, LINE, only=["vpj"])
+    with pytest.raises(InputError, match="dtype 'float8' is not one of"):
+        parity.check(sine, sine, LINE, dtypes=["float8"])
+
+
+# --- the report
+
+
+@pytest.fixture(scope="module")
+def failed():
+    faulty = FAULTY["1 % too much"]
+    return parity.check(faulty.reference, faulty.port, faulty.inputs, only=["value", "vjp", "jvp"])
+
+
+def test_the_report_says_what_is_wrong_and_where(failed):
+    text = str(failed)
+    (finding, *_) = failed["vjp"].findings
+    for said in ("argument 0", "1.01 times", "input ", "true: ", "float64 epsilons", "semantic"):
+        assert said in str(finding)
+    assert "failed" in text
+    assert "port.vjp(inputs, cotangents)" in text
+
+
+def test_the_snippet_reproduces_it(failed, capsys):
+    (finding, *_) = failed["vjp"].findings
+    exec(finding.snippet, {"port": FAULTY["1 % too much"].port})
+    assert float(capsys.readouterr().out) == pytest.approx(finding.mismatch.got, rel=1e-12)
+
+
+def test_json_holds_everything(failed):
+    read = json.loads(failed.to_json())
+    assert read["ok"] is False
+    assert [(c["name"], c["verdict"]) for c in read["checks"]] == [(c.name, c.verdict) for c in failed.checks]
+    assert read["checks"][1]["findings"][0]["mismatch"]["kind"] == "semantic"
+
+
+PYTEST_FILE = """
+import jax.numpy as jnp, numpy as np, torch, jaxp3, torchp3
+from p3 import parity
+
+test_sine = parity.parity_test(
+    torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), np.linspace(-3, 3, 51), compiled=False
+)
+test_cosine = parity.parity_test(
+    torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.cos), np.linspace(-3, 3, 51), compiled=False
+)
+"""
+
+
+def test_each_check_is_a_test_of_its_own(tmp_path):
+    (tmp_path / "test_ports.py").write_text(PYTEST_FILE)
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--no-header", tmp_path / "test_ports.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert "test_sine[vjp-of-vjp] PASSED" in finished.stdout
+    assert "test_sine[rule] SKIPPED (not applicable: no side has" in finished.stdout
+    assert "test_cosine[value] FAILED" in finished.stdout
+    assert "test_sine[value] PASSED" in finished.stdout
