@@ -1,0 +1,199 @@
+"""`p3 check`, run as a user runs it, and the inputs and functions that it takes by name."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+from shutil import which
+
+import numpy as np
+import pytest
+from conftest import COMPARISONS
+from test_cli import SCRIPTS, refused, run
+
+from p3 import InputError
+from p3.parity.inputs import load_function, parse_input, parse_keyword
+
+P3 = ["torchp3:legendre_p3", "jaxp3:legendre_p3", "--input", "linspace(-3, 3, 51)"]
+EXAMPLE = [f"{COMPARISONS / 'softplus.py'}:{name}" for name in ("Softplus", "softplus")]
+EXAMPLE_INPUTS = ["--input", "linspace(-3, 3, 101)", "--input", "1.5"]
+
+
+def test_a_right_port_exits_with_0_and_is_quiet_in_a_pipe():
+    finished = run("p3", "check", *P3, "--no-compiled")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "The port is right" in finished.stdout
+
+
+def test_the_readmes_example_is_caught_and_explained():
+    finished = run("p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "value", "--only", "vjp")
+    assert finished.returncode == 1
+    readme = (COMPARISONS.parent / "README.md").read_text()
+    (quoted,) = re.findall(r"```\n(vjp: the port, argument 1.*?)\n```", readme, re.DOTALL)
+    assert " ".join(quoted.split()) in " ".join(finished.stdout.split())
+
+
+def test_reports(tmp_path):
+    for name in ("report.json", "report.html"):
+        finished = run(
+            "p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "vjp", "--report", tmp_path / name
+        )  # fmt: skip
+        assert finished.returncode == 1, finished.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["checks"][0]["verdict"] == "failed"
+    page = (tmp_path / "report.html").read_text()
+    assert "argument 1" in page
+    assert "<svg" in page
+    assert not re.findall(r"""(?:src|href)="(?!#)|url\((?!#)|@import|<script""", page)  # all of it is in the page
+
+
+@pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")
+def test_a_browser_shows_the_page(tmp_path):
+    run("p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "vjp", "--report", tmp_path / "report.html")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = ["chromium", *flags.split(), "--disable-component-update", "--disable-sync"]
+    folder = f"--user-data-dir={tmp_path / 'profile'}"
+    shown = subprocess.run(
+        [*command, folder, "--dump-dom", tmp_path / "report.html"], capture_output=True, text=True, timeout=120
+    )
+    assert "<svg" in shown.stdout
+    assert re.search(r'<td class="failed">\s*failed', shown.stdout)
+
+
+def test_progress_is_shown_on_a_terminal():
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [SCRIPTS / "p3", "check", *P3, "--only", "value"], stdout=subprocess.DEVNULL, stderr=other, env=os.environ
+    )
+    os.close(other)
+    shown = b""
+    while True:
+        try:
+            part = os.read(main, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(main)
+    assert process.wait() == 0
+    assert b"value" in shown
+
+
+def test_keywords_frameworks_and_closed_forms(tmp_path):
+    (tmp_path / "my_ops.py").write_text(
+        "import torch, numpy as np\n"
+        "def scaled(x, factor=1): return factor * torch.sin(x)\n"
+        "def true(x): return 2 * np.sin(x)\n"
+    )
+    both = ["my_ops:scaled", "my_ops.py:scaled", "--frameworks", "torch", "torch"]
+    options = [
+        "--keyword",
+        "factor=2",
+        "--closed-form",
+        "my_ops:true",
+        "--input",
+        "linspace(0, 1, 9)",
+        "--only",
+        "value",
+    ]
+    finished = run("p3", "check", *both, *options, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "the closed form" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["torch.sin", "jax.numpy:sin", "--input", "1.0"], "names no function; give module:function"),
+        (["nowhere:f", "jax.numpy:sin", "--input", "1.0"], "No module named 'nowhere'; is it in the current folder"),
+        (["nowhere.py:f", "jax.numpy:sin", "--input", "1.0"], "there is no such file"),
+        (["math:pie", "jax.numpy:sin", "--input", "1.0"], "math has no 'pie'; it has acos"),
+        (["math:pi", "jax.numpy:sin", "--input", "1.0"], "is float, and must be a function"),
+        (["math:sin", "jax.numpy:sin", "--input", "[1.0, 2.0]"], "sin (PyTorch"),
+        (["torch:sin", "jax.numpy:sin"], "Missing option '--input'"),
+        (
+            ["torch:sin", "jax.numpy:sin", "--input", "__import__('os').getcwd()"],
+            "is not allowed there; give a file.npy",
+        ),
+        (["torch:sin", "jax.numpy:sin", "--input", "linspace(0, 1"], "is not an expression"),
+        (["torch:sin", "jax.numpy:sin", "--input", "linspace(0)"], "cannot be made"),
+        (["torch:sin", "jax.numpy:sin", "--input", "x.npy"], "--input x.npy: cannot be read"),
+        (["torch:sin", "jax.numpy:sin", "--input", "1.0", "--only", "vpj"], "'vpj' is not one of"),
+        (["torch:sin", "jax.numpy:sin", "--input", "1.0", "--report", "r.pdf"], "must end in .json or .html"),
+        (["torch:sin", "jax.numpy:sin", "--input", "1.0", "--keyword", "alpha"], "is not of the form name=value"),
+        (["torch:matmul", "jax.numpy:matmul", "--input", "ones([2, 3])"], "matmul (PyTorch"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    refused(run("p3", "check", *arguments, cwd=tmp_path), message)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1.5", 1.5),
+        ("[1, 2, -3]", [1, 2, -3]),
+        ("linspace(-3, 3, 7)", np.linspace(-3, 3, 7)),
+        ("linspace(0, 1, 3) + 1j * ones(3)", np.array([1j, 0.5 + 1j, 1 + 1j])),
+        ("reshape(arange(6), [2, 3]) / 2", np.arange(6).reshape(2, 3) / 2),
+        ("linspace(start=0, stop=1, num=2)", [0, 1]),
+        ("normal(2, 3, seed=5)", np.random.default_rng(5).normal(size=(2, 3))),
+        ("uniform(-1, 1, 4)", np.random.default_rng(0).uniform(-1, 1, 4)),
+    ],
+)
+def test_expressions(text, expected):
+    np.testing.assert_array_equal(parse_input(text), expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "open('f')",
+        "linspace.__class__",
+        "(lambda: 1)()",
+        "[x for x in (1,)]",
+        "2 ** 9 ** 9",
+        "'a'",
+        "True",
+        "linspace(*[0, 1])",
+        "ones(10**30)",
+        "ones(100000000000000)",
+        "zeros(1)[0]",
+        "1 if 1 else 2",
+        "\0",
+        "(" * 5000,
+    ],
+)
+def test_what_is_no_expression_is_refused_and_never_run(text):
+    with pytest.raises(InputError) as caught:
+        parse_input(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_files(tmp_path):
+    line = np.linspace(0, 1, 5)
+    np.save(tmp_path / "x.npy", line)
+    np.savez(tmp_path / "several.npz", a=line, b=2 * line)
+    np.testing.assert_array_equal(parse_input(f"{tmp_path}/x.npy"), line)
+    np.testing.assert_array_equal(parse_input(f"{tmp_path}/several.npz:b"), 2 * line)
+    with pytest.raises(InputError, match=r"has several arrays; give .*several\.npz:a, .*several\.npz:b"):
+        parse_input(f"{tmp_path}/several.npz")
+    with pytest.raises(InputError, match="has no array 'c'"):
+        parse_input(f"{tmp_path}/several.npz:c")
+    (tmp_path / "bad.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match="cannot be read"):
+        parse_input(f"{tmp_path}/bad.npy")
+
+
+def test_keywords_are_literals_or_text():
+    assert parse_keyword("alpha=0.5") == ("alpha", 0.5)
+    assert parse_keyword("axis=(0, 1)") == ("axis", (0, 1))
+    assert parse_keyword("approximate=tanh") == ("approximate", "tanh")
+
+
+def test_a_module_that_fails_is_an_input_error(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(InputError, match=r"importing .*broken\.py raised ZeroDivisionError"):
+        load_function(f"{tmp_path}/broken.py:f")
