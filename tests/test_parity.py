@@ -82,6 +82,23 @@ def test_the_tutorials_pair_passes_everything_with_full_power():
     assert "torch.compile of torch.func" in report["rule"].note
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_rule_that_a_framework_drops_is_named_with_the_mode():
+    # The rule is not the derivative, so that dropping it changes the gradient (pytorch issue 193279).
+    report = check(PAIRS["straight-through rounding"], only=["rule"])
+    assert report["rule"].verdict == "failed"
+    assert [finding.explanation for finding in report["rule"].findings] == [
+        "vjp by torch.compile of torch.func is not by the hand-written rule, and is another without it"
+    ]
+
+
+def test_a_rule_that_is_dropped_and_not_missed_is_named_too():
+    report = check(PAIRS["p3, custom_jvp"], only=["rule"])
+    assert report["rule"].verdict == "passed"
+    assert "jvp: dropped by torch.compile of torch.func, which gives the same without it" in report["rule"].note
+    assert "vjp: ran in eager, vmap, jax.jit" in report["rule"].note
+
+
 # --- rounding or semantic
 
 

@@ -59,6 +59,16 @@ def refusal_of(error: Exception, where: str) -> RefusalError:
     return RefusalError(f"{where}: {type(error).__name__}: {line}")
 
 
+def asked(operator: Operator, side: str, method: str, *groups: Arrays) -> Arrays:
+    """Call a method, and make a `RefusalError` of whatever it raises."""
+    try:
+        return tuple(getattr(operator, method)(*groups))
+    except RefusalError:
+        raise
+    except Exception as error:  # frameworks and users' functions raise all kinds
+        raise refusal_of(error, f"{side}, {method.replace('_', ' ')}") from error
+
+
 class Recorded:
     """An operator that computes nothing twice, keeps its inputs from being changed, and raises `RefusalError` alone."""
 

@@ -5,30 +5,30 @@ from dataclasses import replace
 from time import perf_counter
 
 from p3.errors import InputError
-from p3.parity import checks, faults
+from p3.parity import derivatives, domain, faults, identities, modes
 from p3.parity.case import DTYPES, Case, Recorded, RefusalError, make_inputs
 from p3.parity.operator import Operator
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult
 
 CHECKS: dict[str, Callable[[Case], CheckResult]] = {
-    "value": checks.value,
-    "vjp": checks.vjp,
-    "jvp": checks.jvp,
-    "vjp of vjp": checks.vjp_of_vjp,
-    "jvp of vjp": checks.jvp_of_vjp,
-    "adjoint": checks.adjoint,
-    "linearity": checks.linearity,
-    "transformed": checks.transformed,
-    "batched": checks.batched,
-    "repeatable": checks.repeatable,
-    "inputs intact": checks.inputs_intact,
-    "dtypes": checks.dtypes,
-    "low precision": checks.low_precision,
-    "shapes": checks.shapes,
-    "special values": checks.special_values,
-    "rule": checks.rule,
-    "compiled": checks.compiled,
+    "value": derivatives.value,
+    "vjp": derivatives.vjp,
+    "jvp": derivatives.jvp,
+    "vjp of vjp": derivatives.vjp_of_vjp,
+    "jvp of vjp": derivatives.jvp_of_vjp,
+    "adjoint": identities.adjoint,
+    "linearity": identities.linearity,
+    "transformed": modes.transformed,
+    "batched": modes.batched,
+    "repeatable": identities.repeatable,
+    "inputs intact": identities.inputs_intact,
+    "dtypes": domain.dtypes,
+    "low precision": domain.low_precision,
+    "shapes": domain.shapes,
+    "special values": domain.special_values,
+    "rule": modes.rule,
+    "compiled": modes.compiled,
     "power": faults.power,
 }
 

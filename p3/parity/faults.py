@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from p3.parity.case import Case, Recorded
-from p3.parity.checks import dtypes, low_precision, vjp, vjp_of_vjp
+from p3.parity.derivatives import vjp, vjp_of_vjp
+from p3.parity.domain import dtypes, low_precision
 from p3.parity.operator import Arrays, Operator, is_inexact
 from p3.parity.result import CheckResult, Finding
 

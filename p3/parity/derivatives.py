@@ -1,0 +1,194 @@
+"""The value and the derivatives: held against the truth, and then against the other side."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from p3.parity.case import Case, Quantity, RefusalError, asked
+from p3.parity.mismatch import Mismatch, explain, largest
+from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.result import CheckResult, Finding, judged
+
+SURROGATE = "both sides agree with each other: if the rule is not meant to be the derivative, say surrogate=True"
+
+
+def value(case: Case) -> CheckResult:
+    """F itself, against the closed form where there is one, and between the sides."""
+    return hold(case, case.quantity("value"))
+
+
+def vjp(case: Case) -> CheckResult:
+    """The gradient in reverse mode."""
+    return hold(case, case.quantity("vjp"))
+
+
+def jvp(case: Case) -> CheckResult:
+    """The derivative in forward mode."""
+    return hold(case, case.quantity("jvp"))
+
+
+def vjp_of_vjp(case: Case) -> CheckResult:
+    """Second derivatives, reverse over reverse."""
+    return hold(case, case.quantity("vjp of vjp"))
+
+
+def jvp_of_vjp(case: Case) -> CheckResult:
+    """Hessian-vector products, forward over reverse."""
+    return hold(case, case.quantity("jvp of vjp"))
+
+
+def hold(case: Case, quantity: Quantity) -> CheckResult:
+    """Hold a quantity of both sides against the truth, and then against each other."""
+    name = quantity.name
+    findings: list[Finding] = []
+    notes: list[str] = []
+    refusals: list[str] = []
+    untrue: list[str] = []
+    parts = case.parts(quantity)
+    for side, operator in case.sides:
+        try:
+            result = asked(operator, side, quantity.method, *quantity.groups)
+            if name == "value" or not case.surrogate:
+                known = case.true(quantity, operator)
+                if known is not None and [y.shape for y in known.values] == [y.shape for y in result]:
+                    notes.append(known.method)
+                    for k, mismatch in case.from_truth(quantity, operator, known):
+                        if mismatch.kind == "semantic":
+                            untrue.append(side)
+                        findings.append(
+                            finding(case, quantity, operator, side, known.method, k, parts[k], mismatch, known.values)
+                        )
+        except RefusalError as refusal:
+            refusals.append(str(refusal))
+    if refusals:
+        if any(f.mismatch is None or f.mismatch.kind == "semantic" for f in findings) or name in ("value", "vjp"):
+            findings = [*findings, *(Finding("a side", "its own framework", name, text) for text in refusals)]
+            return judged(name, findings, "")
+        return CheckResult(name, "refused", "; ".join(refusals), tuple(findings))
+    findings += between_sides(case, quantity, parts)
+    if len(set(untrue)) == 2 and not any(f.against == "the reference" for f in findings):
+        findings = [f._replace(explanation=f"{f.explanation}; {SURROGATE}") for f in findings]
+    pairs = [] if any(f.mismatch is None for f in findings) else case.pairs_of_sides(quantity).values()
+    apart = {p: max((largest(pair[p].epsilons(p)) for pair in pairs), default=0.0) for p in ("float64", "float32")}
+    figures = ", ".join(f"{value:.2g} {precision}" for precision, value in apart.items())
+    against = f"true by {' and '.join(dict.fromkeys(notes))}; " if notes else ""
+    return judged(name, findings, f"{against}at most {figures} epsilons apart")
+
+
+def between_sides(case: Case, quantity: Quantity, parts: list[str]) -> Iterator[Finding]:
+    """Where the port is not what the reference is."""
+    port, reference = quantity.of(case.port), quantity.of(case.reference)
+    if len(port) != len(reference):
+        yield Finding("the port", "the reference", "all", f"there are {len(port)} of them, and not {len(reference)}")
+        return
+    differing = [k for k in range(len(port)) if port[k].shape != reference[k].shape]
+    for k in differing:
+        yield Finding("the port", "the reference", parts[k], explain(port[k], reference[k], {}))
+    if differing:
+        return
+    for k, mismatch in case.between_sides(quantity):
+        yield finding(case, quantity, case.port, "the port", "the reference", k, parts[k], mismatch, reference)
+
+
+def finding(
+    case: Case,
+    quantity: Quantity,
+    operator: Operator,
+    side: str,
+    against: str,
+    k: int,
+    part: str,
+    mismatch: Mismatch,
+    expected: Arrays,
+) -> Finding:
+    """A finding, with the explanation and the snippet."""
+    got = quantity.of(operator, mismatch.precision)
+    return Finding(
+        side=side,
+        against=against,
+        part=part,
+        explanation=explain(got[k], expected[k], mistakes(case, quantity, k, expected), weights(case, quantity, k)),
+        mismatch=mismatch,
+        inputs=inputs_at(case, quantity, k, mismatch.element),
+        truth=true_at(case, quantity, operator, k, mismatch.element),
+        snippet=snippet(case, quantity, side, k, mismatch),
+    )
+
+
+def weights(case: Case, quantity: Quantity, k: int) -> np.ndarray | float:
+    """What an elementwise function's derivative is multiplied by in its gradient, or in its tangent."""
+    by = {"vjp": case.cotangents, "jvp": case.tangents}.get(quantity.name, ())
+    if len(by) == 1 and case.elementwise and by[0].shape == case.inputs[case.arguments[k]].shape:
+        return by[0]
+    return 1.0
+
+
+def mistakes(case: Case, quantity: Quantity, k: int, expected: Arrays) -> dict[str, np.ndarray]:
+    """What a gradient would be by mistakes that need more than the right result to be seen."""
+    if quantity.name != "vjp":
+        return {}
+    others = {
+        f"it is argument {case.arguments[j]}'s gradient: two arguments are swapped": other
+        for j, other in enumerate(expected)
+        if j != k and other.shape == expected[k].shape
+    }
+    ones = tuple(np.ones_like(v) for v in case.cotangents)
+    others["it does not depend on the cotangent"] = case.reference.vjp(case.inputs, ones)[k]
+    x = case.inputs[case.arguments[k]]
+    for y, v in zip(case.values, case.cotangents, strict=True):
+        if case.elementwise and x.shape != y.shape:
+            first = np.zeros_like(v)
+            first[tuple(slice(None) if n > 1 else slice(0, 1) for n in (*(1,) * (v.ndim - x.ndim), *x.shape))] = 1
+            with np.errstate(all="ignore"):
+                others["it is not summed over the axis that its argument is broadcast along"] = case.reference.vjp(
+                    case.inputs, (v * first,)
+                )[k]
+    return others
+
+
+def inputs_at(case: Case, quantity: Quantity, k: int, index: tuple[int, ...]) -> tuple[complex | float, ...]:
+    """The inputs that an element comes from, where that can be said."""
+    shape = case.values[0].shape
+    is_gradient = "vjp" in quantity.name
+    if case.elementwise and (not is_gradient or case.inputs[case.arguments[k]].shape == shape):
+        return tuple(np.broadcast_to(x, shape)[index].item() for x in case.inputs)
+    return (case.inputs[case.arguments[k]][index].item(),) if is_gradient else ()
+
+
+def true_at(
+    case: Case, quantity: Quantity, operator: Operator, k: int, index: tuple[int, ...]
+) -> complex | float | None:
+    """The true value of an element, where it is known; of a second derivative, only by the side's own first."""
+    if "of vjp" in quantity.name or (case.surrogate and quantity.name != "value"):
+        return None
+    known = case.true(quantity, operator)
+    if known is None or known.values[k].shape[: len(index)] != known.values[k].shape:
+        return None
+    if any(i >= n for i, n in zip(index, known.values[k].shape, strict=True)):
+        return None
+    return known.values[k][index].item() if np.isfinite(known.errors[k][index]) else None
+
+
+def snippet(case: Case, quantity: Quantity, side: str, k: int, mismatch: Mismatch) -> str:
+    """Python that shows an element that is wrong: by itself where it depends on its own inputs alone."""
+    groups = quantity.groups
+    shape = case.values[0].shape
+    names = ["inputs", "cotangents" if "vjp" in quantity.name else "tangents", "directions"]
+    index: tuple[int, ...] = (k, *mismatch.element)
+    if case.elementwise and all(x.shape == shape for group in groups for x in group):
+        groups = tuple(tuple(np.asarray(x[mismatch.element]) for x in group) for group in groups)
+        index = (k,)
+    lines = ["import numpy as np"]
+    size = sum(x.size for group in groups for x in group)
+    for name, group in zip(names, groups, strict=False):
+        arrays = at_precision(group, mismatch.precision)
+        if size <= 64:
+            given = ", ".join(
+                f"np.array({wide(x).tolist() if is_inexact(x) else x.tolist()}, '{x.dtype}')" for x in arrays
+            )
+        else:
+            given = f"np.asarray(x, '{mismatch.precision}') for x in {name}"
+        lines.append(f"{name} = ({given},)" if size <= 64 else f"{name} = tuple({given})")
+    call = f"{side.removeprefix('the ')}.{quantity.method}({', '.join(names[: len(groups)])})"
+    lines.append(f"print({call}{''.join(f'[{i}]' for i in index[:1])}{list(index[1:]) or ''})")
+    return "\n".join([*lines, f"# {mismatch.got!r}, and {mismatch.expected!r} was expected"])

@@ -1,0 +1,243 @@
+"""What an operator is defined on: dtypes, shapes, and where numbers end."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from p3.parity.case import PRECISIONS, Case, Quantity, RefusalError, asked
+from p3.parity.mismatch import Pair, climb, explain, largest
+from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.result import CheckResult, Finding, Verdict, judged
+from p3.parity.truth import sum_to_shape
+
+HALF = ("float16", "bfloat16")
+
+
+def dtypes(case: Case) -> CheckResult:
+    """Value and gradients have the inputs' dtype, in each dtype that the operator takes."""
+    findings: list[Finding] = []
+    refusals: list[str] = []
+    taken: list[str] = []
+    for dtype in case.dtypes:
+        if dtype in HALF and any(x.dtype.kind == "c" for x in case.inputs):
+            continue
+        inputs, cotangents = at_precision(case.inputs, dtype), at_precision(case.cotangents, dtype)
+        arguments = [inputs[i] for i in case.arguments]
+        for side, operator in case.sides:
+            try:
+                values = asked(operator, side, "value", inputs)
+                for k, y in enumerate(values):
+                    if is_inexact(y) and at_precision((y,), dtype)[0].dtype != y.dtype:
+                        text = f"for {dtype} inputs its dtype is {y.dtype}"
+                        findings.append(Finding(side, "its inputs' dtype", f"output {k}", text))
+                gradients = asked(operator, side, "vjp", inputs, cotangents)
+            except RefusalError as refusal:
+                refusals.append(f"{dtype}: {refusal}")
+                continue
+            taken.append(dtype)
+            for x, g, i in zip(arguments, gradients, case.arguments, strict=True):
+                if g.dtype != x.dtype:
+                    text = f"for a {x.dtype} argument the gradient's dtype is {g.dtype}"
+                    findings.append(Finding(side, "its argument's dtype", f"argument {i}", text))
+    kept = ", ".join(dict.fromkeys(taken))
+    return judged("dtypes", findings, "; ".join([f"{kept}: kept", *(f"refused: {r}" for r in refusals)]))
+
+
+def low_precision(case: Case) -> CheckResult:
+    """In half precision, value and gradient are the float64 answer for the same inputs, rounded."""
+    findings: list[Finding] = []
+    worst: dict[str, float] = {}
+    refusals: list[str] = []
+    for dtype in [dtype for dtype in case.dtypes if dtype in HALF]:
+        if any(x.dtype.kind == "c" for x in case.inputs):
+            continue
+        inputs = at_precision(case.inputs, dtype)
+        exact = tuple(wide(x) if is_inexact(x) else x for x in inputs)
+        for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
+            quantity = Quantity(method, method, (exact, *groups))
+            for side, operator in case.sides:
+                try:
+                    results = asked(operator, side, method, inputs, *(at_precision(group, dtype) for group in groups))
+                    expected = asked(operator, side, method, exact, *groups)
+                except RefusalError as refusal:
+                    refusals.append(f"{dtype}: {refusal}")
+                    continue
+                for k, (got, should, size) in enumerate(zip(results, expected, case.size(quantity), strict=True)):
+                    if got.shape != should.shape:
+                        continue
+                    reach = float(np.abs(wide(at_precision((np.asarray(2.0**15),), dtype)[0])))
+                    representable = np.abs(wide(should)) < (reach if dtype == "float16" else 1e38)
+                    pair = Pair(np.where(representable, wide(got), 0), np.where(representable, wide(should), 0), size)
+                    worst[dtype] = max(worst.get(dtype, 0.0), largest(pair.epsilons(dtype)))
+                    mismatch = climb({dtype: pair})
+                    if mismatch is not None:
+                        text = f"{method} in {dtype}: {explain(wide(got), wide(should), {})}"
+                        findings.append(Finding(side, "its float64 answer", f"{method} {k}", text, mismatch))
+    if not worst:
+        verdict: Verdict = "refused" if refusals else "not applicable"
+        return CheckResult("low precision", verdict, "; ".join(refusals) or "no half precision to check")
+    notes = [f"{dtype} within {epsilons:.2g} of its epsilons" for dtype, epsilons in worst.items()]
+    return judged("low precision", findings, "; ".join(dict.fromkeys([*notes, *refusals])))
+
+
+def shapes(case: Case) -> CheckResult:
+    """Scalars, empty, strided and broadcast arguments: the same numbers, in the shape that they should have."""
+    findings: list[Finding] = []
+    refusals: list[str] = []
+    for side, recorded in case.sides:
+        operator = getattr(recorded, "operator", recorded)
+        for name, inputs, should_values, should_gradients in shaped(case, recorded):
+            ones = tuple(np.ones_like(y) for y in should_values if is_inexact(y))
+            for method, groups, expected in (
+                ("value", (inputs,), should_values),
+                ("vjp", (inputs, ones), should_gradients),
+            ):
+                try:
+                    results = asked(operator, f"{side}, {name}", method, *groups)
+                except RefusalError as refusal:
+                    refusals.append(str(refusal))
+                    continue
+                for k, (got, should) in enumerate(zip(results, expected, strict=True)):
+                    size = np.full(should.shape, np.abs(wide(should)).max(initial=0.0))
+                    wrong_shape = got.shape != should.shape
+                    mismatch = None if wrong_shape else climb({"float64": Pair(got, should, size)})
+                    if wrong_shape or mismatch is not None:
+                        text = f"{name}: {explain(got, should, {})}"
+                        part = f"{method} {k}"
+                        findings.append(Finding(side, "the same numbers in one array", part, text, mismatch))
+    note = "scalar, empty, strided, repeated, broadcast" if case.elementwise else "strided"
+    return judged("shapes", findings, "; ".join([note, *(f"refused: {refusal}" for refusal in refusals)]))
+
+
+class Shaped(NamedTuple):
+    """Inputs in some shape, and what an operator should give for them, with cotangents of 1."""
+
+    name: str
+    inputs: Arrays
+    values: Arrays
+    gradients: Arrays
+
+
+def shaped(case: Case, operator: Operator) -> Iterator[Shaped]:
+    """The shapes to try, of numbers whose results are known from one plain array of them."""
+    if not case.elementwise:
+        ones = tuple(np.ones_like(v) for v in case.cotangents)
+        yield Shaped(
+            "strided", tuple(map(strided, case.inputs)), operator.value(case.inputs), operator.vjp(case.inputs, ones)
+        )
+        return
+    shape = np.broadcast_shapes(*(x.shape for x in case.inputs))
+    flat = tuple(np.resize(np.broadcast_to(x, shape), 24) for x in case.inputs)
+    outputs = operator.value(flat)
+    slopes = operator.vjp(flat, tuple(np.ones_like(y) for y in outputs if is_inexact(y)))
+
+    def each(function: Callable[[np.ndarray], np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
+        return tuple(map(function, flat)), tuple(map(function, outputs)), tuple(map(function, slopes))
+
+    yield Shaped("scalar", *each(lambda x: np.asarray(x[0])))
+    yield Shaped("empty", *each(lambda x: x[:0].reshape(2, 0)))
+    yield Shaped("strided", *each(strided))
+    yield Shaped("transposed", *each(lambda x: x.reshape(4, 6).T))
+    yield Shaped("repeated", *each(lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), (5,), (0,))))
+    for position in range(len(flat) if len(flat) > 1 else 0):
+        # One argument is a column, and the others are rows: in the table of results each is repeated.
+        inputs = tuple(x[:4].reshape(4, 1) if i == position else x[:6].reshape(1, 6) for i, x in enumerate(flat))
+        table = tuple(np.broadcast_to(x, (4, 6)).copy() for x in inputs)
+        values = operator.value(table)
+        gradients = operator.vjp(table, tuple(np.ones_like(y) for y in values if is_inexact(y)))
+        summed = tuple(sum_to_shape(g, inputs[i].shape) for i, g in zip(case.arguments, gradients, strict=True))
+        yield Shaped(f"broadcast along argument {position}", inputs, values, summed)
+
+
+def strided(x: np.ndarray) -> np.ndarray:
+    """The same numbers, not side by side in memory."""
+    apart = np.zeros((*x.shape, 2), x.dtype)
+    apart[..., 0] = x
+    return apart[..., 0]
+
+
+def special_values(case: Case) -> CheckResult:
+    """Where numbers end, and at the points that the user names: both sides have the same, NaN as well."""
+    findings: list[Finding] = []
+    for precision in PRECISIONS:
+        values = specials(case, precision)
+        for position in case.arguments:
+            for inputs in with_specials(case, position, values):
+                try:
+                    findings += special_differences(case, inputs, position, precision)
+                except RefusalError as refusal:
+                    return CheckResult("special values", "refused", str(refusal))
+    return judged("special values", findings, f"alike at {', '.join(f'{x:.3g}' for x in values)}")
+
+
+def specials(case: Case, precision: str) -> np.ndarray:
+    """
+    Zeros, subnormal, smallest normal, huge and infinite numbers of both signs, NaN, and the user's points.
+
+    A function that is not elementwise gets no subnormal and no huge ones: its intermediate results overflow elsewhere
+    in another right algorithm.
+    """
+    info = np.finfo(precision)
+    ends = [0.0, 3 * float(info.smallest_subnormal), float(info.tiny), float(info.max) / 2, np.inf]
+    if not case.elementwise:
+        ends = [0.0, np.inf]
+    return np.array([sign * end for end in ends for sign in (1, -1)] + [np.nan, *case.points])
+
+
+def with_specials(case: Case, position: int, values: np.ndarray) -> Iterator[Arrays]:
+    """Inputs with the values in one argument: all at once where the function is elementwise, or else one at a time."""
+    kind = case.inputs[position].dtype
+    if case.elementwise:
+        yield tuple(
+            values.astype(kind) if i == position else np.resize(x.ravel()[:1], len(values))
+            for i, x in enumerate(case.inputs)
+        )
+        return
+    for value in values if case.inputs[position].size else ():
+        x = case.inputs[position].copy()
+        x[(0,) * x.ndim] = value
+        yield (*case.inputs[:position], x, *case.inputs[position + 1 :])
+
+
+def flushed(case: Case, inputs: Arrays, position: int, precision: str, got: np.ndarray) -> np.ndarray:
+    """Where a subnormal input gives what the zero of its sign gives, as it does where hardware takes it for one."""
+    x = inputs[position]
+    result = np.zeros(got.shape, bool)
+    if case.elementwise and got.shape == x.shape:
+        subnormal = (x != 0) & (np.abs(x) < float(np.finfo(precision).tiny))
+        for negative, zero in ((False, 0), (True, 1)):  # specials' first two
+            same = (got == got[zero]) | (np.isnan(got) & np.isnan(got[zero]))
+            result |= subnormal & (np.signbit(x.real) == negative) & same
+    return result
+
+
+def special_differences(case: Case, inputs: Arrays, position: int, precision: str) -> Iterator[Finding]:
+    """Where value or gradient of the two sides differ at some inputs."""
+    values = asked(case.reference, "the reference", "value", at_precision(inputs, precision))
+    ones = tuple(np.ones(y.shape, wide(y).dtype) for y in values if is_inexact(y))
+    undefined = np.any([np.isnan(wide(y)) for y in values if y.shape == inputs[position].shape], axis=0)
+    if not case.elementwise:
+        undefined = np.array(any(np.isnan(wide(y)).any() for y in values))
+    for method, groups in (("value", (inputs,)), ("vjp", (inputs, ones))):
+        quantity = Quantity(method, method, groups)
+        given = tuple(at_precision(group, precision) for group in groups)
+        expected = asked(case.reference, "the reference", method, *given)
+        got = asked(case.port, "the port", method, *given)
+        for k, (a, b, size) in enumerate(zip(got, expected, case.size(quantity), strict=True)):
+            if a.shape != b.shape:
+                continue
+            ignored = flushed(case, inputs, position, precision, a) | flushed(case, inputs, position, precision, b)
+            ignored |= undefined & (method == "vjp")  # where there is no value there is no derivative
+            mismatch = climb({precision: Pair(np.where(ignored, b, a), b, size)})
+            if mismatch is None:
+                continue
+            at = (
+                inputs[position][mismatch.element]
+                if case.elementwise
+                else inputs[position][(0,) * inputs[position].ndim]
+            )
+            text = f"the {method} at {at:.6g} is {mismatch.got:.9g} and the reference's {mismatch.expected:.9g}"
+            if np.isnan(mismatch.got) != np.isnan(mismatch.expected):
+                text += ": NaN on one side alone"
+            yield Finding("the port", "the reference", f"{method} {k}", text, mismatch, (at.item(),))

@@ -1,0 +1,115 @@
+"""What holds of any right operator by itself."""
+
+from functools import partial
+
+import numpy as np
+
+from p3.parity.case import Case, RefusalError, asked
+from p3.parity.mismatch import Pair, climb, largest
+from p3.parity.operator import Arrays, wide
+from p3.parity.result import CheckResult, Finding, judged
+
+
+def adjoint(case: Case) -> CheckResult:
+    """⟨v, Jw⟩ = ⟨Jᵀv, w⟩, on each side."""
+    findings: list[Finding] = []
+    refusals: list[str] = []
+    largest_difference = 0.0
+    for side, operator in case.sides:
+        try:
+            pushed = asked(operator, side, "jvp", case.inputs, case.tangents)
+            pulled = asked(operator, side, "vjp", case.inputs, case.cotangents)
+        except RefusalError as refusal:
+            refusals.append(str(refusal))
+            continue
+        with np.errstate(all="ignore"):
+            left = [(wide(v) * wide(y)).real for v, y in zip(case.cotangents, pushed, strict=True)]
+            right = [(wide(g) * wide(w)).real for g, w in zip(pulled, case.tangents, strict=True)]
+            size = sum(float(np.abs(term).sum()) for term in (*left, *right))
+        sums = [np.asarray(sum(float(term.sum()) for term in terms)) for terms in (right, left)]
+        pair = Pair(sums[0], sums[1], np.asarray(size))
+        largest_difference = max(largest_difference, largest(pair.epsilons("float64")))
+        mismatch = climb({"float64": pair})
+        if mismatch is not None:
+            text = f"⟨Jᵀv, w⟩ is {float(sums[0]):.9g} and ⟨v, Jw⟩ is {float(sums[1]):.9g}"
+            findings.append(Finding(side, "its own jvp", "vjp", text, mismatch))
+    if len(refusals) == 2:
+        return CheckResult("adjoint", "refused", "; ".join(refusals))
+    note = f"{largest_difference:.2g} epsilons apart"
+    return judged("adjoint", findings, f"{note}; {refusals[0]}" if refusals else note)
+
+
+def linearity(case: Case) -> CheckResult:
+    """Jᵀ(αv + βw) = αJᵀv + βJᵀw, on each side."""
+    alpha, beta = 0.75, -1.25  # exact in binary
+    others = case.like(case.cotangents, 3)
+    mixed = tuple(alpha * v + beta * w for v, w in zip(case.cotangents, others, strict=True))
+    sizes = case.size(case.quantity("vjp"))
+    findings: list[Finding] = []
+    for side, operator in case.sides:
+        try:
+            at_once = asked(operator, side, "vjp", case.inputs, mixed)
+            first = asked(operator, side, "vjp", case.inputs, case.cotangents)
+            second = asked(operator, side, "vjp", case.inputs, others)
+        except RefusalError as refusal:
+            return CheckResult("linearity", "refused", str(refusal))
+        for part, whole, a, b, size in zip(
+            case.parts(case.quantity("vjp")), at_once, first, second, sizes, strict=True
+        ):
+            with np.errstate(all="ignore"):
+                total = alpha * wide(a) + beta * wide(b)
+                pair = Pair(whole, total, np.broadcast_to(3 * size + np.abs(wide(a)) + np.abs(wide(b)), total.shape))
+            mismatch = climb({"float64": pair})
+            if mismatch is not None:
+                text = "the vjp is not linear in its cotangent"
+                findings.append(Finding(side, "its parts' sum", part, text, mismatch))
+    return judged("linearity", findings, "Jᵀ(αv + βw) = αJᵀv + βJᵀw")
+
+
+def repeatable(case: Case) -> CheckResult:
+    """A second call gives the same bits, also with another call between forward and backward pass."""
+    others = tuple(np.flip(x).copy() if x.ndim else x + 1 for x in case.inputs)
+    findings: list[Finding] = []
+    for side, recorded in case.sides:
+        operator = getattr(recorded, "operator", recorded)
+        for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
+            try:
+                first = asked(operator, side, method, copied(case.inputs), *groups)
+                second = asked(operator, side, method, copied(case.inputs), *groups)
+            except RefusalError as refusal:
+                return CheckResult("repeatable", "refused", str(refusal))
+            if not same_bits(first, second):
+                findings.append(Finding(side, "its first call", method, "a second call gives another result"))
+            if method == "vjp":
+                between = operator.vjp(copied(case.inputs), case.cotangents, partial(operator.value, copied(others)))
+                if not same_bits(first, between):
+                    text = "a call between forward and backward pass changes the gradient: a stale residual"
+                    findings.append(Finding(side, "its first call", method, text))
+    return judged("repeatable", findings, "the same bits")
+
+
+def inputs_intact(case: Case) -> CheckResult:
+    """No call changes the arrays that it is given."""
+    findings = []
+    for side, operator in case.sides:
+        for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
+            given = copied(case.inputs)
+            try:
+                asked(getattr(operator, "operator", operator), side, method, given, *groups)
+            except RefusalError:
+                continue
+            for position, (before, after) in enumerate(zip(case.inputs, given, strict=True)):
+                if before.tobytes() != after.tobytes():
+                    text = f"{method} changes it in place"
+                    findings.append(Finding(side, "the input as given", f"argument {position}", text))
+    return judged("inputs intact", findings, "unchanged after")
+
+
+def copied(arrays: Arrays) -> Arrays:
+    """Copies, so that a function that changes its inputs changes nothing else."""
+    return tuple(x.copy() for x in arrays)
+
+
+def same_bits(a: Arrays, b: Arrays) -> bool:
+    """Whether all is equal, two NaNs as well."""
+    return all(np.array_equal(wide(x), wide(y), equal_nan=True) for x, y in zip(a, b, strict=True))

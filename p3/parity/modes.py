@@ -1,0 +1,177 @@
+"""Other ways of running an operator: they give what eager mode gives, by the hand-written rule."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from p3.parity.case import Case, Quantity, RefusalError, asked
+from p3.parity.mismatch import Pair, climb, explain
+from p3.parity.operator import Arrays, Operator, is_inexact, wide
+from p3.parity.result import CheckResult, Finding, judged
+
+DERIVATIVES = ("vjp", "jvp", "vjp of vjp", "jvp of vjp")
+SECOND = ("vjp of vjp", "jvp of vjp")
+MARKER = 4.0  # a power of two, so that multiplying by it rounds nothing
+
+
+def transformed(case: Case) -> CheckResult:
+    """The framework's other transforms give what eager mode gives."""
+    return modes(case, "transformed", lambda operator: dict(operator.transformed()), ("value", *DERIVATIVES))
+
+
+def compiled(case: Case) -> CheckResult:
+    """Compiled, each side gives what it gives eagerly."""
+    return modes(case, "compiled", lambda operator: dict(operator.compiled()), ("value", "vjp", "vjp of vjp"))
+
+
+def modes(
+    case: Case, name: str, found: Callable[[Operator], dict[str, Operator]], methods: tuple[str, ...]
+) -> CheckResult:
+    """That each side gives in other modes what it gives eagerly."""
+    findings: list[Finding] = []
+    done: list[str] = []
+    refusals: list[str] = []
+    for side, operator in case.sides:
+        for mode, other in found(operator).items():
+            done.append(mode)
+            for method in methods:
+                quantity = case.quantity(method)
+                try:
+                    result = asked(other, f"{side}, {mode}", quantity.method, *quantity.groups)
+                except RefusalError as refusal:
+                    refusals.append(str(refusal))
+                    continue
+                expected = eager_or_true(case, quantity, operator, side)
+                if expected is None:
+                    continue
+                for part, got, should, size in zip(
+                    case.parts(quantity), result, expected, case.size(quantity), strict=True
+                ):
+                    if got.shape != should.shape:
+                        text = f"{method} by {mode}: {explain(got, should, {})}"
+                        findings.append(Finding(side, "eager", part, text))
+                        continue
+                    mismatch = climb({"float64": Pair(got, should, size, 1e-6 * size * (method in SECOND))})
+                    if mismatch is not None:
+                        text = f"{method} by {mode}: {explain(got, should, {})}"
+                        findings.append(Finding(side, "eager", part, text, mismatch))
+    if not done:
+        return CheckResult(name, "not applicable", "neither framework has other modes")
+    note = f"{', '.join(dict.fromkeys(done))}: as eager"
+    return judged(name, findings, "; ".join([note, *(f"refused: {refusal}" for refusal in refusals)]))
+
+
+def eager_or_true(case: Case, quantity: Quantity, operator: Operator, side: str) -> Arrays | None:
+    """What a side gives eagerly; where it refuses, what is true."""
+    try:
+        return asked(operator, side, quantity.method, *quantity.groups)
+    except RefusalError:
+        known = case.true(quantity, operator)
+        if known is None or not all(np.isfinite(error).all() for error in known.errors):
+            return None
+        return known.values
+
+
+def batched(case: Case) -> CheckResult:
+    """A batch, by the framework's vmap, is what a loop over it gives."""
+    random = case.random()
+    batch = [case.inputs] + [
+        tuple(random.permutation(x.ravel()).reshape(x.shape) if is_inexact(x) else x for x in case.inputs)
+        for _ in range(2)
+    ]
+    stacked = tuple(np.stack(arrays) for arrays in zip(*batch, strict=True))
+    cotangents = tuple(np.stack([v] * len(batch)) for v in case.cotangents)
+    findings: list[Finding] = []
+    refusals: list[str] = []
+    for side, operator in case.sides:
+        for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
+            try:
+                together = asked(
+                    operator.batched(), f"{side}, vmap", method, stacked, *((cotangents,) if method == "vjp" else ())
+                )
+                one_by_one = [asked(operator, side, method, inputs, *groups) for inputs in batch]
+            except RefusalError as refusal:
+                refusals.append(str(refusal))
+                continue
+            for k, result in enumerate(together):
+                expected = np.stack([one[k] for one in one_by_one])
+                part = f"{method} {k}"
+                if result.shape != expected.shape:
+                    findings.append(Finding(side, "a loop", part, f"under vmap {explain(result, expected, {})}"))
+                    continue
+                sizes = np.stack([case.size(Quantity(method, method, (inputs, *groups)))[k] for inputs in batch])
+                mismatch = climb({"float64": Pair(result, expected, sizes)})
+                if mismatch is not None:
+                    findings.append(
+                        Finding(side, "a loop", part, f"under vmap {explain(result, expected, {})}", mismatch)
+                    )
+    if refusals and not findings and len(refusals) >= 2:
+        return CheckResult("batched", "refused", "; ".join(refusals))
+    return judged("batched", findings, "; ".join(["vmap is a loop", *(f"refused: {r}" for r in refusals)]))
+
+
+def rule(case: Case) -> CheckResult:
+    """The hand-written rule is what runs: multiplied, it multiplies the gradient, in each mode as in eager mode."""
+    notes: list[str] = []
+    findings: list[Finding] = []
+    for side, operator in case.sides:
+        try:
+            names = operator.rules(case.inputs)
+        except Exception as error:  # whatever a framework raises while it traces
+            return CheckResult("rule", "refused", f"{side}: {type(error).__name__}: {error}")
+        notes.append(f"{side}'s {', '.join(names)}" if names else f"{side} has no hand-written rule")
+        for method, others in (("vjp", case.cotangents), ("jvp", case.tangents)) if names else ():
+            verdicts = dict(rule_runs(case, side, operator, method, others))
+            ran = [way for way, verdict in verdicts.items() if verdict == "ran"]
+            for way, verdict in verdicts.items():
+                if verdict == "dropped":
+                    notes.append(f"{method}: dropped by {way}, which gives the same without it")
+                if verdict == "missing":
+                    text = f"{method} by {way} is not by the hand-written rule, and is another without it"
+                    findings.append(Finding(side, "eager", method, text))
+            if ran:
+                notes.append(f"{method}: ran in {', '.join(ran)}")
+    if all("no hand-written rule" in note for note in notes):
+        return CheckResult("rule", "not applicable", "no side has a hand-written rule")
+    return judged("rule", findings, "; ".join(notes))
+
+
+def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Arrays) -> Iterator[tuple[str, str]]:
+    """
+    For each way of running an operator, what became of its hand-written rule.
+
+    "ran"; "dropped", where the derivative is the same without it; or "missing", where it is another. Nothing of ways
+    that are refused, nor of any where the rule has no part in the derivative eagerly.
+    """
+    groups = case.inputs, others
+    try:
+        plain = asked(operator, side, method, *groups)
+        marked = asked(operator.scaled(MARKER), side, method, *groups)
+    except RefusalError:
+        return
+    if close(plain, marked):
+        return
+    yield "eager", "ran"
+    ways = {**operator.transformed(), "vmap": operator.batched(), **(operator.compiled() if case.compiled else {})}
+    for way, other in ways.items():
+
+        def shape(arrays: Arrays, repeat: bool = way == "vmap") -> Arrays:
+            return tuple(np.stack([x, x]) for x in arrays) if repeat else arrays
+
+        try:
+            without = asked(other, side, method, *map(shape, groups))
+            result = asked(other.scaled(MARKER), side, method, *map(shape, groups))
+        except RefusalError:
+            continue
+        if close(result, shape(marked)):
+            yield way, "ran"
+        else:
+            yield way, "dropped" if close(without, shape(plain)) else "missing"
+
+
+def close(a: Arrays, b: Arrays) -> bool:
+    """Whether two results are the same but for rounding."""
+    return all(
+        x.shape == y.shape and bool(np.allclose(wide(x), wide(y), rtol=1e-6, atol=0, equal_nan=True))
+        for x, y in zip(a, b, strict=True)
+    )
