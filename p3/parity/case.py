@@ -1,6 +1,6 @@
 """What is checked: two operators, the inputs, and what goes with them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from p3.errors import InputError
 from p3.parity import truth
 from p3.parity.mismatch import Mismatch, Pair, climb
 from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.recorded import RefusalError
 from p3.parity.truth import Truth
 from p3.tolerance import TRUTH
 
 PRECISIONS = ("float64", "float32")
-SURE = 1e-9  # of the size: finite differences are no better, whatever their estimate says
 RELIABLE = 1e-5  # of the size: an element whose truth is less sure than that is not held against it
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 Groups = tuple[Arrays, ...]
@@ -47,90 +47,6 @@ class Quantity(NamedTuple):
             return np.asarray(x * (1 + by * random.choice([-1.0, 1.0], x.shape))) if is_inexact(x) else x
 
         return self._replace(groups=tuple(tuple(map(move, group)) for group in self.groups))
-
-
-class RefusalError(Exception):
-    """A side raised: the message says which, and what."""
-
-
-def refusal_of(error: Exception, where: str) -> RefusalError:
-    """A refusal with the first line of what was raised."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return RefusalError(f"{where}: {type(error).__name__}: {line}")
-
-
-def asked(operator: Operator, side: str, method: str, *groups: Arrays) -> Arrays:
-    """Call a method, and make a `RefusalError` of whatever it raises."""
-    try:
-        return tuple(getattr(operator, method)(*groups))
-    except RefusalError:
-        raise
-    except Exception as error:  # frameworks and users' functions raise all kinds
-        raise refusal_of(error, f"{side}, {method.replace('_', ' ')}") from error
-
-
-class Recorded:
-    """An operator that computes nothing twice, keeps its inputs from being changed, and raises `RefusalError` alone."""
-
-    def __init__(self, operator: Operator, side: str) -> None:
-        """Nothing is recorded yet."""
-        self.operator, self.side = operator, side
-        self.name, self.framework = operator.name, operator.framework
-        self._results: dict[object, Arrays] = {}
-
-    def _call(self, method: str, *groups: Arrays) -> Arrays:
-        key = (method, *((x.dtype.name, x.shape, x.tobytes()) for group in groups for x in group))
-        if key not in self._results:
-            given = tuple(tuple(x.copy() for x in group) for group in groups)
-            try:
-                self._results[key] = tuple(getattr(self.operator, method)(*given))
-            except Exception as error:  # frameworks and users' functions raise all kinds
-                raise refusal_of(error, f"{self.side}, {method.replace('_', ' ')}") from error
-        return self._results[key]
-
-    def arguments(self, inputs: Arrays) -> tuple[int, ...]:
-        """As the operator's."""
-        return self.operator.arguments(inputs)
-
-    def value(self, inputs: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("value", inputs)
-
-    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
-        """As the operator's."""
-        return self._call("vjp", inputs, cotangents)
-
-    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("jvp", inputs, tangents)
-
-    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("vjp_of_vjp", inputs, cotangents, directions)
-
-    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("jvp_of_vjp", inputs, cotangents, directions)
-
-    def batched(self) -> Operator:
-        """As the operator's."""
-        return self.operator.batched()
-
-    def transformed(self) -> Mapping[str, Operator]:
-        """As the operator's."""
-        return self.operator.transformed()
-
-    def compiled(self) -> Mapping[str, Operator]:
-        """As the operator's."""
-        return self.operator.compiled()
-
-    def rules(self, inputs: Arrays) -> tuple[str, ...]:
-        """As the operator's."""
-        return self.operator.rules(inputs)
-
-    def scaled(self, factor: float) -> Operator:
-        """As the operator's."""
-        return self.operator.scaled(factor)
 
 
 @dataclass(frozen=True)
@@ -333,17 +249,23 @@ class Case:
         results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
         for k, (size, value, error) in enumerate(zip(sizes, known.values, known.errors, strict=True)):
             reliable = (error <= RELIABLE * size) & np.isfinite(value)
-            least = 0.0 if known.method == "the complex step" else SURE * size
-            allowance = np.where(reliable, TRUTH.epsilons * error + least, 0.0)
             mismatch = climb(
                 {
-                    precision: Pair(np.where(reliable, wide(result[k]), value), value, size, allowance)
+                    precision: Pair(
+                        np.where(reliable, wide(result[k]), value), value, size, np.where(reliable, allowed(error), 0)
+                    )
                     for precision, result in results.items()
                     if result[k].shape == value.shape
                 }
             )
             if mismatch is not None:
                 yield k, mismatch
+
+
+def allowed(error: np.ndarray) -> np.ndarray:
+    """How far a truth may be off, from the estimate of its error."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(TRUTH.epsilons * error)
 
 
 def make_inputs(inputs: tuple[object, ...]) -> Arrays:

@@ -6,8 +6,9 @@ from time import perf_counter
 
 from p3.errors import InputError
 from p3.parity import derivatives, domain, faults, identities, modes
-from p3.parity.case import DTYPES, Case, Recorded, RefusalError, make_inputs
+from p3.parity.case import DTYPES, Case, make_inputs
 from p3.parity.operator import Operator
+from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult
 

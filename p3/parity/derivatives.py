@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from p3.parity.case import Case, Quantity, RefusalError, asked
+from p3.parity.case import Case, Quantity
 from p3.parity.mismatch import Mismatch, explain, largest
 from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, judged
 
 SURROGATE = "both sides agree with each other: if the rule is not meant to be the derivative, say surrogate=True"

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p3.parity.case import PRECISIONS, Case, Quantity, RefusalError, asked
+from p3.parity.case import PRECISIONS, Case, Quantity
 from p3.parity.mismatch import Pair, climb, explain, largest
 from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Verdict, judged
 from p3.parity.truth import sum_to_shape
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p3.parity.case import Case, Recorded
+from p3.parity.case import Case
 from p3.parity.derivatives import vjp, vjp_of_vjp
 from p3.parity.domain import dtypes, low_precision
 from p3.parity.operator import Arrays, Operator, is_inexact
+from p3.parity.recorded import Recorded
 from p3.parity.result import CheckResult, Finding
 
 # What the checks at the given inputs must notice; the others are at inputs of their own.

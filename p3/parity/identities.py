@@ -4,9 +4,10 @@ from functools import partial
 
 import numpy as np
 
-from p3.parity.case import Case, RefusalError, asked
+from p3.parity.case import Case
 from p3.parity.mismatch import Pair, climb, largest
 from p3.parity.operator import Arrays, wide
+from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, judged
 
 

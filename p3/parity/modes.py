@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from p3.parity.case import Case, Quantity, RefusalError, asked
+from p3.parity.case import Case, Quantity, allowed
 from p3.parity.mismatch import Pair, climb, explain
 from p3.parity.operator import Arrays, Operator, is_inexact, wide
+from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, judged
+from p3.parity.truth import Truth
 
 DERIVATIVES = ("vjp", "jvp", "vjp of vjp", "jvp of vjp")
-SECOND = ("vjp of vjp", "jvp of vjp")
 MARKER = 4.0  # a power of two, so that multiplying by it rounds nothing
+MARKER_TOLERANCE = 1e-6  # far from rounding in float64, and far from a factor of 4
 
 
 def transformed(case: Case) -> CheckResult:
@@ -41,17 +43,17 @@ def modes(
                 except RefusalError as refusal:
                     refusals.append(str(refusal))
                     continue
-                expected = eager_or_true(case, quantity, operator, side)
-                if expected is None:
+                known = eager_or_true(case, quantity, operator, side)
+                if known is None:
                     continue
-                for part, got, should, size in zip(
-                    case.parts(quantity), result, expected, case.size(quantity), strict=True
+                for part, got, should, error, size in zip(
+                    case.parts(quantity), result, known.values, known.errors, case.size(quantity), strict=True
                 ):
                     if got.shape != should.shape:
                         text = f"{method} by {mode}: {explain(got, should, {})}"
                         findings.append(Finding(side, "eager", part, text))
                         continue
-                    mismatch = climb({"float64": Pair(got, should, size, 1e-6 * size * (method in SECOND))})
+                    mismatch = climb({"float64": Pair(got, should, size, allowed(error))})
                     if mismatch is not None:
                         text = f"{method} by {mode}: {explain(got, should, {})}"
                         findings.append(Finding(side, "eager", part, text, mismatch))
@@ -61,15 +63,14 @@ def modes(
     return judged(name, findings, "; ".join([note, *(f"refused: {refusal}" for refusal in refusals)]))
 
 
-def eager_or_true(case: Case, quantity: Quantity, operator: Operator, side: str) -> Arrays | None:
-    """What a side gives eagerly; where it refuses, what is true."""
+def eager_or_true(case: Case, quantity: Quantity, operator: Operator, side: str) -> Truth | None:
+    """What a side gives eagerly; where it refuses, what is true, if that is known everywhere."""
     try:
-        return asked(operator, side, quantity.method, *quantity.groups)
+        values = asked(operator, side, quantity.method, *quantity.groups)
+        return Truth(values, tuple(np.zeros(y.shape) for y in values), "eager")
     except RefusalError:
         known = case.true(quantity, operator)
-        if known is None or not all(np.isfinite(error).all() for error in known.errors):
-            return None
-        return known.values
+        return known if known is not None and all(np.isfinite(error).all() for error in known.errors) else None
 
 
 def batched(case: Case) -> CheckResult:
@@ -172,6 +173,6 @@ def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Ar
 def close(a: Arrays, b: Arrays) -> bool:
     """Whether two results are the same but for rounding."""
     return all(
-        x.shape == y.shape and bool(np.allclose(wide(x), wide(y), rtol=1e-6, atol=0, equal_nan=True))
+        x.shape == y.shape and bool(np.allclose(wide(x), wide(y), rtol=MARKER_TOLERANCE, atol=0, equal_nan=True))
         for x, y in zip(a, b, strict=True)
     )

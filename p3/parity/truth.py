@@ -14,6 +14,7 @@ from p3.parity.operator import Arrays, is_inexact, wide
 LEVELS = 8  # the number of steps, each half of the one before
 FIRST_STEP = 2.0**-4  # relative to the argument
 EPSILON = float(np.finfo(np.float64).eps)
+LEAST = 2.0**-33  # of the derivative: the estimate of the error is never less, since extrapolations agree by chance
 COLUMNS = 32  # of a Jacobian that is not diagonal, at most so many are taken, at random
 
 Function = Callable[[Arrays], Arrays]
@@ -71,7 +72,8 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[A
                     errors[k] = np.where(better, error, errors[k])
                 row.append(extrapolated)
             previous = row
-    return tuple(best), tuple(errors)
+        floors = (LEAST * np.abs(y) for y in best)
+        return tuple(best), tuple(np.maximum(error, floor) for error, floor in zip(errors, floors, strict=True))
 
 
 def step_sizes(x: np.ndarray) -> np.ndarray:

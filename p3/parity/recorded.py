@@ -1,0 +1,89 @@
+"""Operators whose results are kept, and what becomes of what they raise."""
+
+from collections.abc import Callable, Mapping
+
+from p3.parity.operator import Arrays, Operator
+
+
+class RefusalError(Exception):
+    """A side raised: the message says which, and what."""
+
+
+def refusal_of(error: Exception, where: str) -> RefusalError:
+    """A refusal with the first line of what was raised."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return RefusalError(f"{where}: {type(error).__name__}: {line}")
+
+
+def asked(operator: Operator, side: str, method: str, *groups: Arrays) -> Arrays:
+    """Call a method, and make a `RefusalError` of whatever it raises."""
+    try:
+        return tuple(getattr(operator, method)(*groups))
+    except RefusalError:
+        raise
+    except Exception as error:  # frameworks and users' functions raise all kinds
+        raise refusal_of(error, f"{side}, {method.replace('_', ' ')}") from error
+
+
+class Recorded:
+    """An operator that computes nothing twice, keeps its inputs from being changed, and raises `RefusalError` alone."""
+
+    def __init__(self, operator: Operator, side: str) -> None:
+        """Nothing is recorded yet."""
+        self.operator, self.side = operator, side
+        self.name, self.framework = operator.name, operator.framework
+        self._results: dict[object, Arrays] = {}
+
+    def _call(self, method: str, *groups: Arrays) -> Arrays:
+        key = (method, *((x.dtype.name, x.shape, x.tobytes()) for group in groups for x in group))
+        if key not in self._results:
+            given = tuple(tuple(x.copy() for x in group) for group in groups)
+            try:
+                self._results[key] = tuple(getattr(self.operator, method)(*given))
+            except Exception as error:  # frameworks and users' functions raise all kinds
+                raise refusal_of(error, f"{self.side}, {method.replace('_', ' ')}") from error
+        return self._results[key]
+
+    def arguments(self, inputs: Arrays) -> tuple[int, ...]:
+        """As the operator's."""
+        return self.operator.arguments(inputs)
+
+    def value(self, inputs: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("value", inputs)
+
+    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
+        """As the operator's."""
+        return self._call("vjp", inputs, cotangents)
+
+    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("jvp", inputs, tangents)
+
+    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("vjp_of_vjp", inputs, cotangents, directions)
+
+    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+        """As the operator's."""
+        return self._call("jvp_of_vjp", inputs, cotangents, directions)
+
+    def batched(self) -> Operator:
+        """As the operator's."""
+        return self.operator.batched()
+
+    def transformed(self) -> Mapping[str, Operator]:
+        """As the operator's."""
+        return self.operator.transformed()
+
+    def compiled(self) -> Mapping[str, Operator]:
+        """As the operator's."""
+        return self.operator.compiled()
+
+    def rules(self, inputs: Arrays) -> tuple[str, ...]:
+        """As the operator's."""
+        return self.operator.rules(inputs)
+
+    def scaled(self, factor: float) -> Operator:
+        """As the operator's."""
+        return self.operator.scaled(factor)
