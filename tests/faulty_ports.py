@@ -249,7 +249,7 @@ FAULTY = {
         torch.sin, jax_rule(jnp.sin, lambda x, v: v.sum() * jnp.cos(x)), LINE, "vjp", "of the largest element off"
     ),
     "a straight-through estimator": in_jax(
-        torch.round, jax_rule(jnp.round, lambda x, v: v), LINE + 0.01, "vjp", "off|constant"
+        torch.round, jax_rule(jnp.round, lambda x, v: v), LINE + 0.01, "vjp", "where all should be 0"
     ),
     "off by one element": in_jax(
         torch.sin, jax_rule(jnp.sin, lambda x, v: jnp.roll(v * jnp.cos(x), 1)), LINE, "vjp", "off by one element"
@@ -334,7 +334,7 @@ FAULTY = {
         ),
         (LINE + 0.5, np.array([1.5])),
         "vjp",
-        "0.0099",
+        "and .* is right",
     ),
     "summed over the wrong axis": in_jax(
         lambda x, b: x * b,
@@ -366,7 +366,7 @@ FAULTY = {
         lambda x: torch.logsumexp(x, 1), lambda x: jax.scipy.special.logsumexp(x, 0), TALL, "value", "shape"
     ),
     "keepdims": in_jax(lambda x: x.sum(1), lambda x: x.sum(1, keepdims=True), TALL, "value", r"shape is \(5, 1\)"),
-    "mean for sum": in_jax(lambda x: (x * x).sum(), lambda x: (x * x).mean(), TALL, "value", "times|off"),
+    "mean for sum": in_jax(lambda x: (x * x).sum(), lambda x: (x * x).mean(), TALL, "value", "is right"),
     "weights along the wrong axis": in_jax(
         lambda x, w: x * w, lambda x, w: x * w[:, None], (SQUARE, OTHER_SQUARE[0]), "value", "off"
     ),
@@ -484,6 +484,11 @@ FAULTY = {
         "off|differs",
     ),
     # --- shapes, state and modes
+    "in PyTorch: the cotangent changed in place": in_torch(
+        jnp.sin, torch_rule(torch.sin, lambda x, v: v.mul_(torch.cos(x))), LINE, "inputs intact", "changes it in place"
+    ),
+    "fewer outputs": in_jax(lambda x: (x.sin(), x.cos()), jnp.sin, LINE, "value", "1 of them, and not 2"),
+    "rounded to integers": in_jax(torch.sin, lambda x: jnp.sin(x).astype(int), LINE, "value", "off|0 everywhere"),
     "no scalars": in_jax(
         torch.sin, lambda x: jnp.sin(jnp.atleast_1d(x)), LINE, "shapes", r"scalar: its shape is \(1,\)"
     ),

@@ -1,5 +1,6 @@
 """Pairs of functions, one in PyTorch and one in JAX, that are right ports of each other, and inputs for each."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -177,6 +178,34 @@ PAIRS = {
     "where": Pair(
         lambda x, y: torch.where(x > 0, x * y, y), lambda x, y: jnp.where(x > 0, x * y, y), (LINE + 0.01, POSITIVE)
     ),
+    "relu at its kink": Pair(torch.relu, jax.nn.relu, np.arange(-8, 9) / 4),
+    "clamp at its kinks": Pair(
+        lambda x: torch.clamp(x, -1, 1),
+        lambda x: jnp.where(x < -1, -1, jnp.where(x > 1, 1, x)),
+        np.arange(-8, 9) / 4,
+    ),
+    "beside the largest": Pair(lambda x: x / x.max(), lambda x: x / x.max(), np.array([2, 0.6, 0.7, 0.8, 0.9])),
+    "beside the first": Pair(lambda x: x - x[0], lambda x: x - x[0], normal(6)),
+    "softmax of one": Pair(lambda x: torch.softmax(x, -1), lambda x: jax.nn.softmax(x, -1), normal(1)),
+    "cancelled": Pair(
+        lambda x: torch.cos(x + 1) - math.cos(1), lambda x: jnp.cos(x + 1) - math.cos(1), np.arange(-3.0, 4)
+    ),
+    "overflowing alike in float16": Pair(
+        lambda x: torch.sqrt(x * x + 1), lambda x: jnp.sqrt(x * x + 1), np.linspace(-1000, 1000, 9)
+    ),
+    "tiny": Pair(lambda x: x * x * x, lambda x: x * x * x, np.linspace(1e-20, 1e-19, 9), {"dtypes": ["float32"]}),
+    "Fourier transform": Pair(torch.fft.rfft, jnp.fft.rfft, normal(8)),
+    "convolution": Pair(
+        torch.nn.functional.conv1d,
+        lambda x, w: jax.lax.conv_general_dilated(x, w, (1,), "VALID"),
+        (normal(1, 2, 9), normal(3, 2, 3)),
+    ),
+    "the largest three and where": Pair(
+        lambda x: tuple(torch.topk(x, 3)), lambda x: tuple(jax.lax.top_k(x, 3)), normal(9)
+    ),
+    "an index of no dimensions": Pair(lambda x, i: x[i] ** 2, lambda x, i: x[i] ** 2, (normal(4), np.array(3))),
+    "a sum of one": Pair(lambda x: x.sum(), lambda x: x.sum(), np.array(0.5)),
+    "no elements": Pair(torch.sin, jnp.sin, np.zeros(0)),
     "sum": Pair(torch.sum, jnp.sum, LINE),
     "mean square": Pair(lambda x: (x * x).mean(), lambda x: (x * x).mean(), LINE),
     "logsumexp": Pair(
@@ -202,12 +231,17 @@ PAIRS = {
 DIFFERENCES = {
     "the tutorial's p3": (Pair(Tutorial, jaxp3.legendre_p3, LINE), "special values", r"NaN on one side alone"),
     "solve": (
-        Pair(torch.linalg.solve, jnp.linalg.solve, (normal(4, 4) + 4 * np.eye(4), normal(4, 2))),
+        Pair(
+            torch.linalg.solve,
+            jnp.linalg.solve,
+            (normal(4, 4) + 4 * np.eye(4), normal(4, 2)),
+            {"points": (np.nan,)},
+        ),
         "special values",
         r"at nan is .* and the reference's nan",
     ),
     "determinant": (
-        Pair(torch.linalg.det, jnp.linalg.det, normal(4, 4) + 4 * np.eye(4)),
+        Pair(torch.linalg.det, jnp.linalg.det, normal(4, 4) + 4 * np.eye(4), {"points": (np.inf,)}),
         "special values",
         r"at inf is 0 and the reference's nan",
     ),

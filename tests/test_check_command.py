@@ -178,7 +178,7 @@ def test_files(tmp_path):
     np.savez(tmp_path / "several.npz", a=line, b=2 * line)
     np.testing.assert_array_equal(parse_input(f"{tmp_path}/x.npy"), line)
     np.testing.assert_array_equal(parse_input(f"{tmp_path}/several.npz:b"), 2 * line)
-    with pytest.raises(InputError, match=r"has several arrays; give .*several\.npz:a, .*several\.npz:b"):
+    with pytest.raises(InputError, match=r"has 2 arrays; give .*several\.npz:a, .*several\.npz:b"):
         parse_input(f"{tmp_path}/several.npz")
     with pytest.raises(InputError, match="has no array 'c'"):
         parse_input(f"{tmp_path}/several.npz:c")

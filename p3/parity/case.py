@@ -17,6 +17,7 @@ from p3.tolerance import TRUTH
 
 PRECISIONS = ("float64", "float32")
 RELIABLE = 1e-5  # of the size: an element whose truth is less sure than that is not held against it
+FLOOR = 2.0**-6  # of a typical size: where all terms cancel, as at cos(0 + 1) − cos(1), there were some before they did
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 Groups = tuple[Arrays, ...]
 
@@ -149,10 +150,11 @@ class Case:
             for _ in range(4):
                 moved = quantity.moved(random, by).of(operator)
                 moves.append(tuple(np.abs(wide(a) - b) / by for a, b in zip(moved, still, strict=True)))
-            return tuple(
+            sizes = [
                 np.abs(y) + np.nan_to_num(np.max([move[k] for move in moves], axis=0), posinf=0.0)
                 for k, y in enumerate(still)
-            )
+            ]
+        return tuple(np.maximum(size, FLOOR * typical(size)) for size in sizes)
 
     def true(self, quantity: Quantity, operator: Operator) -> Truth | None:
         """What a quantity of a side should be by its own values, or by its own vjp for second derivatives."""
@@ -207,7 +209,7 @@ class Case:
             if not np.all(np.abs(value - exact)[known] <= 100 * error[known] + 1e-12 * np.abs(value[known])):
                 return rough
         errors = tuple(
-            np.where(np.isfinite(error), 2.0**-60 * np.abs(exact).max(initial=0.0), np.inf)
+            np.where(error <= 1e-6 * (1 + np.abs(exact)), 2.0**-60 * np.abs(exact).max(initial=0.0), error)
             for error, exact in zip(rough.errors, sharp, strict=True)
         )
         return Truth(sharp, errors, "the complex step")
@@ -221,7 +223,7 @@ class Case:
     def parts(self, quantity: Quantity) -> list[str]:
         """What to call each array that a quantity has."""
         if quantity.name in ("value", "jvp"):
-            return [f"output {k}" for k in range(len(self.values))]
+            return [f"output {k}" for k, y in enumerate(self.values) if quantity.name == "value" or is_inexact(y)]
         return [f"argument {i}" for i in self.arguments]
 
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
@@ -248,7 +250,7 @@ class Case:
         sizes = self.size(quantity)
         results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
         for k, (size, value, error) in enumerate(zip(sizes, known.values, known.errors, strict=True)):
-            reliable = (error <= RELIABLE * size) & np.isfinite(value)
+            reliable = is_reliable(value, error, size)
             mismatch = climb(
                 {
                     precision: Pair(
@@ -260,6 +262,17 @@ class Case:
             )
             if mismatch is not None:
                 yield k, mismatch
+
+
+def is_reliable(value: np.ndarray, error: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Where a truth is sure enough to be held against."""
+    return np.asarray((error <= RELIABLE * size) & np.isfinite(value))
+
+
+def typical(size: np.ndarray) -> float:
+    """The median of those that are finite and not 0."""
+    some = size[np.isfinite(size) & (size > 0)]
+    return float(np.median(some)) if some.size else 0.0
 
 
 def allowed(error: np.ndarray) -> np.ndarray:
@@ -279,7 +292,10 @@ def make_inputs(inputs: tuple[object, ...]) -> Arrays:
     """
     arrays = []
     for position, given in enumerate(inputs):
-        x = np.asarray(given)
+        try:
+            x = np.asarray(given)
+        except ValueError as error:
+            raise InputError(f"input {position} is no array: {error}") from error
         if x.dtype.kind not in "fciub" and not is_inexact(x):
             raise InputError(f"input {position} is {type(given).__name__} of dtype {x.dtype}; give an array of numbers")
         if is_inexact(x):

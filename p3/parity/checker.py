@@ -1,13 +1,12 @@
 """`check`: everything that is checked, in order."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from time import perf_counter
 
 from p3.errors import InputError
 from p3.parity import derivatives, domain, faults, identities, modes
 from p3.parity.case import DTYPES, Case, make_inputs
-from p3.parity.operator import Operator
+from p3.parity.operator import Operator, is_inexact
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult
@@ -76,26 +75,18 @@ def check(
     >>> report = check(torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), np.linspace(-3, 3, 101))
     >>> report.assert_ok()
     """
-    names = tuple(only or CHECKS)
-    for name in names:
-        if name not in CHECKS:
-            raise InputError(f"there is no check {name!r}; there are {', '.join(map(repr, CHECKS))}")
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     case = make_case(
         reference,
         port,
         inputs,
         closed_form=closed_form,
         surrogate=surrogate,
-        points=tuple(points),
-        dtypes=tuple(dtypes),
+        points=points,
+        dtypes=dtypes,
         compiled=compiled,
         seed=seed,
     )
-    if not compiled and not only:
-        names = tuple(name for name in names if name != "compiled")
+    names = check_names(only, compiled)
     results: list[CheckResult] = []
     for done, name in enumerate(names):
         if progress is not None:
@@ -104,28 +95,88 @@ def check(
     return ParityReport(reference.name, reference.framework, port.name, port.framework, case, tuple(results))
 
 
+def check_names(only: Iterable[str] | None, compiled: bool) -> tuple[str, ...]:
+    """
+    The checks to make, in order.
+
+    Raises
+    ------
+    InputError
+        There is no check of a name.
+    """
+    names = tuple(only or ()) or tuple(name for name in CHECKS if compiled or name != "compiled")
+    for name in names:
+        if name not in CHECKS:
+            raise InputError(f"there is no check {name!r}; there are {', '.join(map(repr, CHECKS))}")
+    return names
+
+
 def run_check(case: Case, name: str) -> CheckResult:
-    """One check, timed."""
+    """One check, timed; refused where a side raises, and not applicable where the sides' outputs cannot be compared."""
     begin = perf_counter()
     try:
-        result = CHECKS[name](case)
+        if name != "value" and not alike(case):
+            result = CheckResult(name, "not applicable", "the sides' outputs differ in number, shape or kind")
+        else:
+            result = CHECKS[name](case)
     except RefusalError as refusal:
         result = CheckResult(name, "refused", str(refusal))
     return result._replace(name=name, seconds=perf_counter() - begin)
 
 
-def make_case(reference: Operator, port: Operator, inputs: object, **options: object) -> Case:
+def alike(case: Case) -> bool:
+    """Whether the sides' outputs are as many, of the same shapes, and floating or complex alike."""
+    sides = [[(y.shape, is_inexact(y), y.dtype.kind == "c") for y in o.value(case.inputs)] for _, o in case.sides]
+    return sides[0] == sides[1]
+
+
+def make_case(
+    reference: Operator,
+    port: Operator,
+    inputs: object,
+    *,
+    closed_form: Callable[..., object] | None = None,
+    surrogate: bool = False,
+    points: Iterable[float] = (),
+    dtypes: Iterable[str] = DTYPES,
+    compiled: bool = True,
+    seed: int = 0,
+) -> Case:
     """
     The case, once both operators have been called with the inputs.
 
     Raises
     ------
     InputError
-        One cannot be.
+        One cannot be, or an option is none.
     """
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    case = Case(Recorded(reference, "the reference"), Recorded(port, "the port"), make_inputs(given))
-    case = replace(case, **options)  # type: ignore[arg-type]
+    for operator in (reference, port):
+        if not isinstance(operator, Operator):
+            raise InputError(
+                f"{getattr(operator, '__name__', operator)!r} is {type(operator).__name__} and no operator; "
+                "make one of it with torchp3.as_operator or jaxp3.as_operator"
+            )
+    try:
+        points = tuple(float(point) for point in points)
+    except (TypeError, ValueError):
+        raise InputError(f"points {points!r} are no numbers; give some, as in points=(0.0, 1.0)") from None
+    dtypes = tuple(dtypes)
+    for dtype in dtypes or ("none at all",):
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed {seed!r} is not a whole number from 0")
+    case = Case(
+        Recorded(reference, "the reference"),
+        Recorded(port, "the port"),
+        make_inputs(inputs if isinstance(inputs, tuple) else (inputs,)),
+        closed_form=closed_form,
+        surrogate=surrogate,
+        points=points,
+        dtypes=dtypes,
+        compiled=compiled,
+        seed=seed,
+    )
     for _, operator in case.sides:
         try:
             operator.value(case.inputs)
@@ -136,8 +187,34 @@ def make_case(reference: Operator, port: Operator, inputs: object, **options: ob
             ) from refusal
     if not case.arguments:
         raise InputError("no input is floating or complex, so that there is no derivative to check; give one that is")
+    for _, operator in case.sides:
+        arguments = operator.arguments(case.inputs)
+        if arguments != case.arguments:
+            raise InputError(f"the sides differentiate arguments {case.arguments} and {arguments}; give both the same")
+        if not all(0 <= i < len(case.inputs) and is_inexact(case.inputs[i]) for i in arguments):
+            raise InputError(f"arguments {arguments} are not all positions of floating or complex inputs")
     if not case.cotangents:
         raise InputError(
             f"{reference.name} returns no floating or complex array, so that there is no derivative to check"
         )
+    if closed_form is not None:
+        check_closed_form(case)
     return case
+
+
+def check_closed_form(case: Case) -> None:
+    """
+    The closed form can be called, and has the reference's shapes.
+
+    Raises
+    ------
+    InputError
+        It cannot, or has others.
+    """
+    try:
+        shapes = [y.shape for y in case.closed(case.inputs)]
+    except Exception as error:  # whatever a user's function raises
+        raise InputError(f"closed_form cannot be called with the inputs: {type(error).__name__}: {error}") from error
+    expected = [y.shape for y in case.values]
+    if shapes != expected:
+        raise InputError(f"closed_form gives arrays of shapes {shapes}, and the reference of shapes {expected}")

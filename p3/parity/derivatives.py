@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from p3.parity.case import Case, Quantity
+from p3.parity.case import Case, Quantity, is_reliable
 from p3.parity.mismatch import Mismatch, explain, largest
 from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
 from p3.parity.recorded import RefusalError, asked
@@ -52,7 +52,9 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
             if name == "value" or not case.surrogate:
                 known = case.true(quantity, operator)
                 if known is not None and [y.shape for y in known.values] == [y.shape for y in result]:
-                    notes.append(known.method)
+                    sizes = case.size(quantity)
+                    if any(is_reliable(*parts).any() for parts in zip(known.values, known.errors, sizes, strict=True)):
+                        notes.append(known.method)
                     for k, mismatch in case.from_truth(quantity, operator, known):
                         if mismatch.kind == "semantic":
                             untrue.append(side)
@@ -119,7 +121,8 @@ def finding(
 def weights(case: Case, quantity: Quantity, k: int) -> np.ndarray | float:
     """What an elementwise function's derivative is multiplied by in its gradient, or in its tangent."""
     by = {"vjp": case.cotangents, "jvp": case.tangents}.get(quantity.name, ())
-    if len(by) == 1 and case.elementwise and by[0].shape == case.inputs[case.arguments[k]].shape:
+    position = case.arguments[k if quantity.name == "vjp" else 0]
+    if len(by) == 1 and case.elementwise and by[0].shape == case.inputs[position].shape:
         return by[0]
     return 1.0
 
@@ -136,7 +139,7 @@ def mistakes(case: Case, quantity: Quantity, k: int, expected: Arrays) -> dict[s
     ones = tuple(np.ones_like(v) for v in case.cotangents)
     others["it does not depend on the cotangent"] = case.reference.vjp(case.inputs, ones)[k]
     x = case.inputs[case.arguments[k]]
-    for y, v in zip(case.values, case.cotangents, strict=True):
+    for y, v in zip(filter(is_inexact, case.values), case.cotangents, strict=True):
         if case.elementwise and x.shape != y.shape:
             first = np.zeros_like(v)
             first[tuple(slice(None) if n > 1 else slice(0, 1) for n in (*(1,) * (v.ndim - x.ndim), *x.shape))] = 1
@@ -179,17 +182,12 @@ def snippet(case: Case, quantity: Quantity, side: str, k: int, mismatch: Mismatc
     if case.elementwise and all(x.shape == shape for group in groups for x in group):
         groups = tuple(tuple(np.asarray(x[mismatch.element]) for x in group) for group in groups)
         index = (k,)
-    lines = ["import numpy as np"]
     size = sum(x.size for group in groups for x in group)
+    lines = ["import numpy as np" if size <= 64 else "from p3.parity.operator import at_precision"]
     for name, group in zip(names, groups, strict=False):
         arrays = at_precision(group, mismatch.precision)
-        if size <= 64:
-            given = ", ".join(
-                f"np.array({wide(x).tolist() if is_inexact(x) else x.tolist()}, '{x.dtype}')" for x in arrays
-            )
-        else:
-            given = f"np.asarray(x, '{mismatch.precision}') for x in {name}"
-        lines.append(f"{name} = ({given},)" if size <= 64 else f"{name} = tuple({given})")
+        given = ", ".join(f"np.array({wide(x).tolist() if is_inexact(x) else x.tolist()}, '{x.dtype}')" for x in arrays)
+        lines.append(f"{name} = ({given},)" if size <= 64 else f"{name} = at_precision({name}, '{mismatch.precision}')")
     call = f"{side.removeprefix('the ')}.{quantity.method}({', '.join(names[: len(groups)])})"
     lines.append(f"print({call}{''.join(f'[{i}]' for i in index[:1])}{list(index[1:]) or ''})")
     return "\n".join([*lines, f"# {mismatch.got!r}, and {mismatch.expected!r} was expected"])

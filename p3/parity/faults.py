@@ -9,7 +9,7 @@ import numpy as np
 from p3.parity.case import Case
 from p3.parity.derivatives import vjp, vjp_of_vjp
 from p3.parity.domain import dtypes, low_precision
-from p3.parity.operator import Arrays, Operator, is_inexact
+from p3.parity.operator import Arrays, Operator, at_precision, is_inexact
 from p3.parity.recorded import Recorded
 from p3.parity.result import CheckResult, Finding
 
@@ -187,14 +187,17 @@ def changes_anything(case: Case, fault: Fault) -> bool:
         )
         if any(x.dtype.kind == "c" for x in inputs):
             inputs = tuple(x * np.exp(0.7j) if x.dtype.kind == "c" else x for x in inputs)
+        cotangents = case.cotangents
+        if fault.rule is half_alone:
+            inputs, cotangents = at_precision(inputs, "float16"), at_precision(cotangents, "float16")
         port = FaultyPort(Recorded(case.port, "the port"), fault)
         with np.errstate(all="ignore"):
             if fault.is_detached:
                 right, wrong = (
-                    operator.vjp_of_vjp(inputs, case.cotangents, case.tangents) for operator in (case.port, port)
+                    operator.vjp_of_vjp(inputs, cotangents, case.tangents) for operator in (case.port, port)
                 )
             else:
-                right, wrong = (operator.vjp(inputs, case.cotangents) for operator in (case.port, port))
+                right, wrong = (operator.vjp(inputs, cotangents) for operator in (case.port, port))
         if any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(right, wrong, strict=True)):
             return True
     return False
@@ -235,8 +238,8 @@ def power(case: Case) -> CheckResult:
 
 def is_plantable(case: Case, fault: Fault) -> bool:
     """Whether the fault can be made with the case's inputs and dtypes, and is one."""
-    if fault.rule is half_alone:
-        return low_precision(case).verdict == "passed"
+    if fault.rule is half_alone and low_precision(case).verdict != "passed":
+        return False
     try:
         with np.errstate(all="ignore"):
             made = fault.rule(case.port, case.inputs, case.cotangents) is not None

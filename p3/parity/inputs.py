@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -48,24 +49,25 @@ def parse_input(text: str) -> np.ndarray:
     InputError
         It is neither, or cannot be made.
     """
+    shown = repr(text if len(text) <= 60 else f"{text[:57]}...")
     path, _, name = text.partition(":")
     if path.endswith((".npy", ".npz")):
         return read_array(path, name)
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InputError(f"--input {text!r} is not an expression; give {ALLOWED}") from None
+        raise InputError(f"--input {shown} is not an expression; give {ALLOWED}") from None
     try:
         with np.errstate(all="ignore"):
-            return np.asarray(evaluate(tree.body, text))
+            return np.asarray(evaluate(tree.body, shown))
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise InputError(f"--input {text!r} cannot be made: {error}") from error
+        raise InputError(f"--input {shown} cannot be made: {error}") from error
     except MemoryError:
-        raise InputError(f"--input {text!r} is larger than the memory; give fewer points") from None
+        raise InputError(f"--input {shown} is larger than the memory; give fewer points") from None
 
 
 def evaluate(node: ast.expr, text: str) -> Any:
-    """The value of a part of an expression."""
+    """The value of a part of an expression, whose text is for the message."""
     match node:
         case ast.Constant(value=int() | float() | complex() as number) if not isinstance(number, bool):
             return number
@@ -75,14 +77,18 @@ def evaluate(node: ast.expr, text: str) -> Any:
             return OPERATIONS[type(op)](np.asarray(evaluate(operand, text))[()])
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATIONS:
             return OPERATIONS[type(op)](np.asarray(evaluate(left, text))[()], np.asarray(evaluate(right, text))[()])
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in (*MAKERS, "normal", "uniform"):
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in (
+            *MAKERS,
+            "normal",
+            "uniform",
+        ) and all(keyword.arg for keyword in keywords):
             maker: Callable[..., Any] = (
                 normal if name == "normal" else uniform if name == "uniform" else getattr(np, name)
             )
             named = {keyword.arg: evaluate(keyword.value, text) for keyword in keywords if keyword.arg}
             return maker(*(evaluate(arg, text) for arg in args), **named)
     part = ast.unparse(node)
-    raise InputError(f"--input {text!r}: {part!r} is not allowed there; give {ALLOWED}")
+    raise InputError(f"--input {text}: {part[:60]!r} is not allowed there; give {ALLOWED}")
 
 
 def parse_keyword(text: str) -> tuple[str, Any]:
@@ -95,8 +101,8 @@ def parse_keyword(text: str) -> tuple[str, Any]:
         It is not of that form.
     """
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise InputError(f"--keyword {text!r} is not of the form name=value, as in alpha=0.5")
+    if not equals or not name.isidentifier() or name in ("f", "arguments"):
+        raise InputError(f"--keyword {text!r} is not of the form name=value, as in alpha=0.5, of a keyword but f")
     try:
         return name, ast.literal_eval(value)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -107,16 +113,19 @@ def read_array(path: str, name: str) -> np.ndarray:
     """The array in a .npy file, or the one of a name in a .npz file."""
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"--input {path}: cannot be read: {reason}") from error
     if isinstance(loaded, np.ndarray):
         return loaded
     names = list(loaded)
     if name not in names:
-        given = f"has no array {name!r}" if name else "has several arrays"
+        given = f"has no array {name!r}" if name else f"has {len(names)} arrays"
         raise InputError(f"--input {path} {given}; give {', '.join(f'{path}:{n}' for n in names) or 'another file'}")
-    return np.asarray(loaded[name])
+    try:
+        return np.asarray(loaded[name])
+    except (ValueError, BadZipFile) as error:
+        raise InputError(f"--input {path}:{name}: cannot be read: {error}") from error
 
 
 def load_function(text: str) -> Any:
@@ -137,7 +146,7 @@ def load_function(text: str) -> Any:
         raise InputError(f"{text}: {error}; is it in the current folder, or installed?") from error
     except (InputError, OSError):
         raise
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise InputError(f"{text}: importing {module_name} raised {type(error).__name__}: {error}") from error
     function: Any = module
     for part in name.split("."):
@@ -156,11 +165,12 @@ def load_module(name: str) -> Any:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: there is no such file")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        name = f"checked_{path.stem}"  # since a file may well be called torch.py
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
         return module
     sys.path.insert(0, "")

@@ -130,6 +130,8 @@ def rule(case: Case) -> CheckResult:
                 if verdict == "missing":
                     text = f"{method} by {way} is not by the hand-written rule, and is another without it"
                     findings.append(Finding(side, "eager", method, text))
+            if not verdicts and method == "vjp":
+                notes.append("vjp: the rule has no part in the gradient")
             if ran:
                 notes.append(f"{method}: ran in {', '.join(ran)}")
     if all("no hand-written rule" in note for note in notes):

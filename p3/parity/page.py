@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from p3.parity.case import Case
 from p3.parity.mismatch import in_epsilons
 from p3.parity.operator import wide
+from p3.parity.recorded import RefusalError
 from p3.parity.report import ParityReport
 from p3.tolerance import PARITY
 
@@ -79,9 +80,11 @@ def draw_differences(axes: Axes, case: Case, name: str) -> None:
     quantity = case.quantity(name)
     x = case.inputs[case.arguments[0]]
     for precision, colour in COLOURS.items():
-        pairs = zip(quantity.of(case.port, precision), quantity.of(case.reference, precision), strict=True)
-        sizes = case.size(quantity)
-        first = [(a, b, size) for (a, b), size in zip(pairs, sizes, strict=True) if a.shape == b.shape][:1]
+        try:
+            results = quantity.of(case.port, precision), quantity.of(case.reference, precision), case.size(quantity)
+        except RefusalError:
+            continue
+        first = [triple for triple in zip(*results, strict=False) if triple[0].shape == triple[1].shape][:1]
         for a, b, size in first:
             epsilons = in_epsilons(a, b, size, precision).ravel()
             over_input = case.elementwise and epsilons.size == x.size and x.dtype.kind != "c"
@@ -91,7 +94,7 @@ def draw_differences(axes: Axes, case: Case, name: str) -> None:
                 at, drawn, ".", markersize=3, color=colour, label=f"{precision}, {int((epsilons == 0).sum())} equal"
             )
             axes.set(xlabel="input" if over_input else "element")
-    if all(not np.isfinite(line.get_ydata()).any() for line in axes.lines):
+    if axes.lines and all(not np.isfinite(line.get_ydata()).any() for line in axes.lines):
         axes.text(0.5, 0.5, "equal to the bit", transform=axes.transAxes, ha="center", fontsize="x-large")
     axes.axhline(PARITY.epsilons, color="0.6", linewidth=1, label=f"tolerance, {PARITY.epsilons} epsilons")
     axes.set(title=f"{name}, difference in epsilons")

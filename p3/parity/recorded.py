@@ -1,6 +1,7 @@
 """Operators whose results are kept, and what becomes of what they raise."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from p3.parity.operator import Arrays, Operator
 
@@ -15,7 +16,7 @@ def refusal_of(error: Exception, where: str) -> RefusalError:
     return RefusalError(f"{where}: {type(error).__name__}: {line}")
 
 
-def asked(operator: Operator, side: str, method: str, *groups: Arrays) -> Arrays:
+def asked(operator: Operator, side: str, method: str, *groups: Any) -> Arrays:
     """Call a method, and make a `RefusalError` of whatever it raises."""
     try:
         return tuple(getattr(operator, method)(*groups))

@@ -74,7 +74,7 @@ class ParityReport:
 
     def __rich__(self) -> Group:
         """The table, and below it what is wrong."""
-        table = Table("check", "verdict", "what it shows", title=self.title, title_justify="left")
+        table = Table("check", "verdict", "what it shows", title=Text(self.title), title_justify="left")
         for check in self.checks:
             table.add_row(check.name, Text(check.verdict, COLOURS[check.verdict]), Text(check.note))
         parts: list[Any] = [table]

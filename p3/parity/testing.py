@@ -1,15 +1,22 @@
 """Each check as a test of its own, for pytest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 from p3.parity.case import Case
-from p3.parity.checker import CHECKS, make_case, run_check
+from p3.parity.checker import check_names, make_case, run_check
 from p3.parity.operator import Operator
 
 
 def parity_test(
-    reference: Operator, port: Operator, inputs: object, *, compiled: bool = True, **options: object
+    reference: Operator,
+    port: Operator,
+    inputs: object,
+    *,
+    only: Iterable[str] | None = None,
+    compiled: bool = True,
+    **options: Any,
 ) -> Callable[[str], None]:
     """
     Make a test function with the checks as its parameters; the arguments are those of `check`.
@@ -26,7 +33,7 @@ def parity_test(
     def case() -> Case:
         return make_case(reference, port, inputs, compiled=compiled, **options)
 
-    names = [name for name in CHECKS if compiled or name != "compiled"]
+    names = check_names(only, compiled)
 
     @pytest.mark.parametrize("check", names, ids=[name.replace(" ", "-") for name in names])
     def test(check: str) -> None:

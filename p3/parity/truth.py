@@ -15,6 +15,7 @@ LEVELS = 8  # the number of steps, each half of the one before
 FIRST_STEP = 2.0**-4  # relative to the argument
 EPSILON = float(np.finfo(np.float64).eps)
 LEAST = 2.0**-33  # of the derivative: the estimate of the error is never less, since extrapolations agree by chance
+KINK = 2.0**-20  # of the derivative: slopes that differ by less, on both sides of a point, are one
 COLUMNS = 32  # of a Jacobian that is not diagonal, at most so many are taken, at random
 
 Function = Callable[[Arrays], Arrays]
@@ -43,6 +44,9 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[A
     Ridders' method: central differences with halved steps h, extrapolated to h = 0 in a Neville tableau, of which each
     element takes the entry that differs least from its neighbours.
 
+    At a kink the extrapolations agree, on the mean of the slopes of both sides; there the second difference over h,
+    which halves with h where a function is smooth, stays as it is, and is the error.
+
     References
     ----------
     C. J. F. Ridders, Accurate computation of F'(x) and F'(x)F''(x), Advances in Engineering Software 4(2), 1982.
@@ -51,9 +55,14 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[A
         best: list[np.ndarray] = []
         errors: list[np.ndarray] = []
         previous: list[Arrays] = []
+        still = tuple(map(wide, f(0.0)))
+        bends: list[Arrays] = []
         for level in range(levels):
             h = FIRST_STEP * 2.0**-level
             pairs = list(zip(map(wide, f(h)), map(wide, f(-h)), strict=True))
+            bends.append(
+                tuple(np.abs(above - 2 * y + below) / h for (above, below), y in zip(pairs, still, strict=True))
+            )
             row = [tuple((above - below) / (2 * h) for above, below in pairs)]
             rounding = [EPSILON * (np.abs(above) + np.abs(below)) / h for above, below in pairs]
             if level == 0:
@@ -72,8 +81,11 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[A
                     errors[k] = np.where(better, error, errors[k])
                 row.append(extrapolated)
             previous = row
-        floors = (LEAST * np.abs(y) for y in best)
-        return tuple(best), tuple(np.maximum(error, floor) for error, floor in zip(errors, floors, strict=True))
+        for k, y in enumerate(best):
+            last, before = bends[-1][k], bends[-2][k]
+            is_kink = (last > 0.75 * before) & (last > 4 * rounding[k] + KINK * np.abs(y))
+            errors[k] = np.maximum(np.where(is_kink, last, errors[k]), LEAST * np.abs(y))
+    return tuple(best), tuple(errors)
 
 
 def step_sizes(x: np.ndarray) -> np.ndarray:
@@ -109,19 +121,22 @@ def is_elementwise(f: Function, inputs: Arrays, positions: tuple[int, ...], rand
     """
     Whether every output has the broadcast inputs' shape and each of its elements depends on its own inputs alone.
 
-    Found by moving a random half of the elements, twice: outside of it nothing may change, to the bit.
+    Found by moving half of the elements, outside of which nothing may change, to the bit: those whose number has a
+    binary digit of 1, and those that have it 0, digit by digit, so that any two are told apart. A single element tells
+    nothing, and counts as no.
     """
     try:
         shape = np.broadcast_shapes(*(x.shape for x in inputs))
     except ValueError:
         return False
     still = f(inputs)
-    if any(y.shape != shape for y in still):
+    if any(y.shape != shape for y in still) or np.prod(shape) < 2:
         return False
     for position in positions:
         x = inputs[position]
-        for _ in range(2):
-            half = random.random(x.shape) < 0.5
+        numbers = random.permutation(x.size).reshape(x.shape)
+        halves = [(numbers >> digit) & 1 == bit for digit in range(max(x.size - 1, 1).bit_length()) for bit in (0, 1)]
+        for half in halves if x.size > 1 else ():
             changed = f(moved(inputs, position, np.where(half, FIRST_STEP * step_sizes(x), 0)))
             outside = ~np.broadcast_to(half, shape)
             pairs = zip(still, changed, strict=True)
@@ -224,7 +239,8 @@ def complex_step(f: Function, inputs: Arrays, positions: tuple[int, ...], tangen
     """
     if any(x.dtype.kind == "c" or not is_inexact(x) for x in inputs):
         return None
-    h = 2.0**-70
+    moving = np.concatenate([np.abs(inputs[position]).ravel() for position in positions])
+    h = 2.0**-60 * float(moving[moving > 0].min(initial=1.0))  # small beside every input, so that its square is nothing
     given = [x.astype(np.complex128) for x in inputs]
     for position, tangent in zip(positions, tangents, strict=True):
         given[position] = np.asarray(given[position] + 1j * h * tangent)
