@@ -170,10 +170,11 @@ class FunctionOperator:
         f, select = self.function(inputs)
 
         def vjp_of_vjp(arrays: JaxArrays, cotangents: JaxArrays, directions: JaxArrays) -> JaxArrays:
-            def vjp(*arguments: Array) -> JaxArrays:
+            def vjp(arguments: JaxArrays, cotangents: JaxArrays) -> JaxArrays:
                 return jax.vjp(lambda *arguments: f(arguments, arrays), *arguments)[1](cotangents)
 
-            return jax.vjp(vjp, *select(arrays))[1](directions)
+            gradients = jax.vjp(vjp, select(arrays), cotangents)[1](directions)
+            return (*gradients[0], *gradients[1])
 
         return self.run(vjp_of_vjp, inputs, cotangents, directions)
 

@@ -172,6 +172,29 @@ class WrongVmapRule(torch.autograd.Function):
         return 2 * x * x, in_dims[0]
 
 
+class WrongJvp(torch.autograd.Function):
+    """sin x whose jvp has the wrong sign, and whose vjp is right."""
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return torch.cos(x) * cotangent
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        return -torch.cos(x) * tangent
+
+
 @jax.custom_batching.custom_vmap
 def wrong_custom_vmap(x):
     return x * x
@@ -301,6 +324,24 @@ FAULTY = {
         lambda x: jnp.sin(x) ** 2, SavesAnIntermediate, LINE, "vjp of vjp", "0 everywhere"
     ),
     "in PyTorch: once_differentiable": in_torch(lambda x: x**3, OnceDifferentiable, LINE, "vjp of vjp", "0 everywhere"),
+    "detached cotangent": in_jax(
+        torch.sin,
+        jax_rule(jnp.sin, lambda x, v: jax.lax.stop_gradient(v) * jnp.cos(x)),
+        LINE,
+        "vjp of vjp",
+        "0 everywhere",
+    ),
+    "in PyTorch: detached cotangent": in_torch(
+        jnp.sin, torch_rule(torch.sin, lambda x, v: v.detach() * torch.cos(x)), LINE, "vjp of vjp", "0 everywhere"
+    ),
+    "in PyTorch: a jvp of another sign": in_torch(jnp.sin, WrongJvp, LINE, "adjoint", "is .* and ⟨v, Jw⟩ is"),
+    "in PyTorch: something else under torch.func": in_torch(
+        lambda x: x,
+        lambda x: x * (2 if torch._C._functorch.is_functorch_wrapped_tensor(x) else 1),
+        LINE,
+        "transformed",
+        "vjp by torch.func: it is 2 times",
+    ),
     # --- several arguments
     "swapped arguments": in_jax(
         torch.mul, jax_rule(jnp.multiply, lambda x, y, v: (v * x, v * y)), (LINE, POSITIVE), "vjp", "swapped"

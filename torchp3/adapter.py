@@ -205,11 +205,12 @@ class FunctionOperator:
             return self.by_autograd(inputs, cotangents, directions)
 
         def vjp_of_vjp(tensors: Tensors, cotangents: Tensors, directions: Tensors) -> Tensors:
-            def vjp(*arguments: Tensor) -> Tensors:
+            def vjp(arguments: Tensors, cotangents: Tensors) -> Tensors:
                 pullback = torch.func.vjp(lambda *arguments: f(arguments, tensors), *arguments)[1]
                 return conjugate(pullback(conjugate(cotangents)))
 
-            return conjugate(torch.func.vjp(vjp, *select(tensors))[1](conjugate(directions)))
+            gradients = torch.func.vjp(vjp, select(tensors), cotangents)[1](conjugate(directions))
+            return conjugate((*gradients[0], *gradients[1]))
 
         return self.run(vjp_of_vjp, inputs, cotangents, directions)
 
@@ -228,10 +229,13 @@ class FunctionOperator:
             arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
             results = f(arguments, tensors)
             between()
-            seeds = conjugate(from_arrays(cotangents))
-            gradients = pull_back(results, arguments, seeds, create_graph=directions is not None)
-            if directions is not None:
-                gradients = pull_back(conjugate(gradients), arguments, conjugate(from_arrays(directions)))
+            seeds = from_arrays(cotangents)
+            if directions is None:
+                gradients = pull_back(results, arguments, conjugate(seeds))
+            else:
+                seeds = tuple(seed.detach().requires_grad_() for seed in seeds)
+                first = pull_back(results, arguments, conjugate(seeds), create_graph=True)
+                gradients = pull_back(conjugate(first), (*arguments, *seeds), conjugate(from_arrays(directions)))
         return to_arrays(conjugate(gradients))
 
     def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:

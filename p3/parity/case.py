@@ -171,6 +171,11 @@ class Case:
             if self.closed_form is None:
                 return None
             return Truth(self.closed(self.inputs), tuple(np.zeros(y.shape) for y in self.values), "the closed form")
+
+        def inexact(inputs: Arrays) -> Arrays:
+            values = operator.value(inputs) if self.closed_form is None else self.closed(inputs)
+            return tuple(y for y in values if is_inexact(y))
+
         if "of vjp" in quantity.name:
 
             def gradient(inputs: Arrays) -> Arrays:
@@ -179,11 +184,16 @@ class Case:
             elementwise = self.elementwise and len({x.shape for x in self.inputs}) == 1
             if quantity.name == "jvp of vjp":
                 return truth.true_jvp(gradient, self.inputs, self.arguments, self.tangents)
-            return truth.true_vjp(gradient, self.inputs, self.arguments, self.tangents, elementwise, self.random())
-
-        def inexact(inputs: Arrays) -> Arrays:
-            values = operator.value(inputs) if self.closed_form is None else self.closed(inputs)
-            return tuple(y for y in values if is_inexact(y))
+            of_arguments = truth.true_vjp(
+                gradient, self.inputs, self.arguments, self.tangents, elementwise, self.random()
+            )
+            # The vjp is linear in its cotangent, and its transpose is the jvp.
+            of_cotangents = truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents)
+            return Truth(
+                of_arguments.values + of_cotangents.values,
+                of_arguments.errors + of_cotangents.errors,
+                of_arguments.method,
+            )
 
         if quantity.name == "jvp":
             return self._sharpen(
@@ -224,7 +234,10 @@ class Case:
         """What to call each array that a quantity has."""
         if quantity.name in ("value", "jvp"):
             return [f"output {k}" for k, y in enumerate(self.values) if quantity.name == "value" or is_inexact(y)]
-        return [f"argument {i}" for i in self.arguments]
+        arguments = [f"argument {i}" for i in self.arguments]
+        if quantity.name == "vjp of vjp":
+            return [*arguments, *(f"cotangent {k}" for k in range(len(self.cotangents)))]
+        return arguments
 
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
         """Where the sides differ: the array's number, and the worst difference over the precisions."""

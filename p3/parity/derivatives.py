@@ -153,7 +153,7 @@ def mistakes(case: Case, quantity: Quantity, k: int, expected: Arrays) -> dict[s
 def inputs_at(case: Case, quantity: Quantity, k: int, index: tuple[int, ...]) -> tuple[complex | float, ...]:
     """The inputs that an element comes from, where that can be said."""
     shape = case.values[0].shape
-    is_gradient = "vjp" in quantity.name
+    is_gradient = "vjp" in quantity.name and k < len(case.arguments)
     if case.elementwise and (not is_gradient or case.inputs[case.arguments[k]].shape == shape):
         return tuple(np.broadcast_to(x, shape)[index].item() for x in case.inputs)
     return (case.inputs[case.arguments[k]][index].item(),) if is_gradient else ()

@@ -175,7 +175,8 @@ class FaultyPort(Recorded):
     def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
         """The port's, or 0 where the fault cuts it off."""
         second = self.port.vjp_of_vjp(inputs, cotangents, directions)
-        return tuple(map(np.zeros_like, second)) if self.fault.is_detached else second
+        count = len(self.arguments(inputs))
+        return (*map(np.zeros_like, second[:count]), *second[count:]) if self.fault.is_detached else second
 
 
 def changes_anything(case: Case, fault: Fault) -> bool:

@@ -46,7 +46,11 @@ class Operator(Protocol):
         """The Jacobian-vector product, in forward mode."""
 
     def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """The vjp, with `directions` as cotangents, of the function of the inputs that the vjp is."""
+        """
+        The vjp, with `directions` as cotangents, of the function that the vjp is.
+
+        The gradients of the differentiable arguments, and then those of the cotangents.
+        """
 
     def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
         """The jvp, along `directions`, of the function of the inputs that the vjp is."""
