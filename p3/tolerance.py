@@ -72,6 +72,20 @@ PARITY = Tolerance(
     "it sums; frameworks' own elementary functions differ by up to 16 epsilons of it",
 )
 
+HALF_PARITY = Tolerance(
+    8,
+    "as for PARITY, in epsilons of float16 or bfloat16",
+    "frameworks compute elementary functions of half precision in float32, and round once an operation; 32 epsilons of "
+    "bfloat16 would be a quarter of the result",
+)
+
+HALF_LADDER = Tolerance(
+    2,
+    "the largest difference of the same operator in float32 from its float64 answer, in float32's epsilons",
+    "on top of HALF_PARITY: where terms cancel, as in the tails of 1 − tanh², it is as many epsilons in one precision "
+    "as in another, give or take luck",
+)
+
 LADDER = Tolerance(
     16,
     "the largest difference in the other precision, in epsilons of that one",

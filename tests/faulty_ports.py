@@ -195,6 +195,30 @@ class WrongJvp(torch.autograd.Function):
         return -torch.cos(x) * tangent
 
 
+class AsksTheWrongArgument(torch.autograd.Function):
+    """x·y whose gradient for y depends on whether x requires one."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        x, y = ctx.saved_tensors
+        return cotangent * y, cotangent * x if ctx.needs_input_grad[0] else None
+
+
+@jax.custom_batching.custom_vmap
+def rounds_a_batch(x):
+    return x
+
+
+@rounds_a_batch.def_vmap
+def rounds_a_batch_rule(axis_size, in_batched, x):
+    return jnp.round(x), True
+
+
 @jax.custom_batching.custom_vmap
 def wrong_custom_vmap(x):
     return x * x
@@ -489,6 +513,27 @@ FAULTY = {
     "the real part alone": in_jax(
         lambda z: z * z, jax_rule(lambda z: z * z, lambda z, v: 2 * v * z.real), COMPLEX, "vjp", "off"
     ),
+    "wrong in bfloat16 alone": in_jax(
+        torch.sin,
+        lambda x: jnp.sin(x) * (1.2 if x.dtype == jnp.bfloat16 else 1),
+        LINE,
+        "low precision",
+        "value in bfloat16: it is up to 0.2",
+    ),
+    "a gradient wrong in half precision alone": in_jax(
+        torch.sin,
+        jax_rule(jnp.sin, lambda x, v: v * jnp.cos(x) * (1.2 if x.dtype == jnp.float16 else 1)),
+        LINE,
+        "low precision",
+        "vjp in float16: it is up to 0.2",
+    ),
+    "half precision refused": in_jax(
+        torch.sin,
+        lambda x: jnp.sin(x) if x.dtype.itemsize > 2 else 1 / 0,
+        LINE,
+        "dtypes",
+        "it raises, and the ref",
+    ),
     # --- kinks and the ends of the numbers
     "another subgradient of relu": in_jax(
         torch.relu, jax_rule(jax.nn.relu, lambda x, v: v * (x >= 0)), LINE + 0.01, "special values", "vjp at 0 is 1"
@@ -514,6 +559,27 @@ FAULTY = {
     "NaN hidden": in_jax(
         torch.sin, lambda x: jnp.nan_to_num(jnp.sin(x)), LINE, "special values", "NaN on one side alone"
     ),
+    "NaN hidden in the second argument": in_jax(
+        torch.add,
+        lambda x, y: x + jnp.where(jnp.isnan(y), 0, y),
+        (LINE, POSITIVE),
+        "special values",
+        "NaN on one side alone",
+    ),
+    "wrong where float32 ends": in_jax(
+        lambda x: x,
+        lambda x: jnp.where((jnp.abs(x) > 1e37) & (x.dtype == jnp.float32), 0, x),
+        LINE,
+        "special values",
+        r"at 1\.70141e\+38 is 0",
+    ),
+    "wrong for the smallest": in_jax(
+        lambda x: x,
+        lambda x: jnp.where((x != 0) & (jnp.abs(x) < 1e-30), 1, x),
+        LINE,
+        "special values",
+        r"at 1\.17549e-38 is 1",
+    ),
     "NaN at infinity": in_jax(
         torchp3.legendre_p3, lambda x: 0.5 * (5 * x**3 - 3 * x), LINE, "special values", "NaN on one side alone"
     ),
@@ -532,6 +598,42 @@ FAULTY = {
     "rounded to integers": in_jax(torch.sin, lambda x: jnp.sin(x).astype(int), LINE, "value", "off|0 everywhere"),
     "no scalars": in_jax(
         torch.sin, lambda x: jnp.sin(jnp.atleast_1d(x)), LINE, "shapes", r"scalar: its shape is \(1,\)"
+    ),
+    "nothing for nothing": in_jax(
+        torch.sin, lambda x: jnp.sin(x) if x.size else jnp.zeros(1), LINE, "shapes", r"empty: its shape is \(1,\)"
+    ),
+    "a transpose too many": in_jax(
+        torch.sin, lambda x: jnp.sin(x).T, LINE, "shapes", r"transposed: its shape is \(4, 6\)"
+    ),
+    "in PyTorch: a view that there is not": in_torch(
+        jnp.sin, lambda x: torch.sin(x.view(-1)).view(x.shape), LINE, "shapes", "transposed: it raises"
+    ),
+    "in PyTorch: wrong where memory has gaps": in_torch(
+        jnp.sin, lambda x: torch.sin(x) * (1 if x.is_contiguous() else 2), LINE, "shapes", "strided: it is 2 times"
+    ),
+    "the first of each row, broadcast": in_jax(
+        torch.mul,
+        lambda x, y: x * y if x.shape == y.shape else x[:, :1] * y[:1],
+        (LINE, POSITIVE),
+        "shapes",
+        "broadcast along argument 1",
+    ),
+    "batch rule in the gradient": in_jax(
+        torch.sin, jax_rule(jnp.sin, lambda x, v: v * rounds_a_batch(jnp.cos(x))), LINE, "batched", "under vmap"
+    ),
+    "in PyTorch: another rule once compiled": in_torch(
+        jnp.sin,
+        torch_rule(torch.sin, lambda x, v: v * torch.cos(x) * (2 if torch.compiler.is_compiling() else 1)),
+        LINE,
+        "compiled",
+        "vjp by torch.compile.*: it is 2 times",
+    ),
+    "in PyTorch: a gradient asked of the wrong argument": in_torch(
+        jnp.multiply,
+        AsksTheWrongArgument,
+        (LINE, POSITIVE),
+        "transformed",
+        "at a time: it is 0 everywhere",
     ),
     "batch rule of custom_vmap": in_jax(torch.square, wrong_custom_vmap, LINE, "batched", "under vmap"),
     "in PyTorch: batch rule": in_torch(jnp.square, WrongVmapRule, LINE, "batched", "under vmap it is 2 times"),

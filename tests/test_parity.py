@@ -189,6 +189,34 @@ def test_finite_differences_say_how_good_they_are():
         assert np.all(np.abs(known.values[0] - slope)[sure] <= 8 * known.errors[0][sure])
 
 
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("sign", "vjp"),
+        ("zero", "vjp"),
+        ("a transpose forgotten", "vjp"),  # not elementwise
+        ("custom_jvp: sign", "jvp"),
+        ("detached residual", "vjp of vjp"),
+        ("custom_jvp: detached", "jvp of vjp"),
+    ],
+)
+def test_two_sides_that_are_wrong_alike_are_held_against_truth(name, check):
+    port = FAULTY[name].port
+    report = parity.check(port, port, FAULTY[name].inputs, only=[check])
+    assert {finding.side for finding in report[check].findings} == {"the reference", "the port"}
+    assert report[check].verdict == "failed"
+
+
+def test_truth_says_where_it_comes_from():
+    assert "true by the complex step" in check(PAIRS["p3"], only=["vjp"])["vjp"].note
+    assert "true by finite differences" in check(PAIRS["softplus"], only=["vjp of vjp"])["vjp of vjp"].note
+    random = np.random.default_rng(0)
+    x = random.normal(size=40)
+    known = true_vjp(lambda inputs: (np.cumsum(inputs[0]),), (x,), (0,), (np.ones(40),), False, random)
+    assert np.isfinite(known.errors[0]).sum() == 32
+    assert "in 32 of 40 elements" in known.method
+
+
 # --- power
 
 
@@ -228,6 +256,21 @@ def test_a_fault_that_changes_nothing_is_none():
 
 
 # --- anybody's operators
+
+
+@pytest.mark.parametrize("operator", [torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin)])
+def test_between_is_called_once_between_the_passes(operator):
+    for side in (operator, *operator.transformed().values()):
+        calls = []
+        side.vjp((LINE,), (LINE,), lambda calls=calls: calls.append(1))
+        assert calls == [1]
+
+
+def test_the_seed_is_that_of_the_cotangents():
+    sine = torchp3.as_operator(torch.sin)
+    cotangents = [make_case(sine, sine, LINE, seed=seed).cotangents[0] for seed in (0, 0, 1)]
+    assert np.array_equal(cotangents[0], cotangents[1])
+    assert not np.array_equal(cotangents[0], cotangents[2])
 
 
 @dataclass(frozen=True)

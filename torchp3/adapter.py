@@ -74,6 +74,7 @@ class FunctionOperator:
     differentiable: tuple[int, ...] | None
     static: dict[str, Any]
     functional: bool = False  # by torch.func instead of autograd
+    one_by_one: bool = False  # each gradient by itself, where no other argument requires one
     is_compiled: bool = False
     is_batched: bool = False
     factor: float = 1.0
@@ -94,8 +95,11 @@ class FunctionOperator:
         return replace(self, is_batched=True, functional=True)
 
     def transformed(self) -> dict[str, Operator]:
-        """By `torch.func`."""
-        return {"torch.func": replace(self, functional=True)}
+        """By `torch.func`, and by autograd where one argument alone requires a gradient."""
+        return {
+            "torch.func": replace(self, functional=True),
+            "one argument at a time": replace(self, one_by_one=True),
+        }
 
     def compiled(self) -> dict[str, Operator]:
         """By `torch.compile` of the function, and of its derivatives by `torch.func`."""
@@ -175,6 +179,9 @@ class FunctionOperator:
     def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
         """The vjp, by `torch.autograd.grad` or `torch.func.vjp`."""
         f, select = self.function(inputs)
+        if self.one_by_one:
+            sides = (replace(self, differentiable=(i,), one_by_one=False) for i in self.arguments(inputs))
+            return tuple(gradient for side in sides for gradient in side.vjp(inputs, cotangents, between))
         if not self.functional:
             return self.by_autograd(inputs, cotangents, between=between)
 

@@ -214,15 +214,13 @@ class Case:
         """The complex step's result where finite differences bear it out, which is where f is analytic."""
         if sharp is None or any(a.shape != b.shape for a, b in zip(rough.values, sharp, strict=True)):
             return rough
+        errors = []
         for value, error, exact in zip(rough.values, rough.errors, sharp, strict=True):
-            known = np.isfinite(error) & (error <= 1e-6 * (1 + np.abs(value)))
-            if not np.all(np.abs(value - exact)[known] <= 100 * error[known] + 1e-12 * np.abs(value[known])):
+            known = error <= RELIABLE * (1 + np.abs(value))
+            if not np.all(np.abs(value - exact)[known] <= allowed(error)[known]):
                 return rough
-        errors = tuple(
-            np.where(error <= 1e-6 * (1 + np.abs(exact)), 2.0**-60 * np.abs(exact).max(initial=0.0), error)
-            for error, exact in zip(rough.errors, sharp, strict=True)
-        )
-        return Truth(sharp, errors, "the complex step")
+            errors.append(np.where(known, 2.0**-60 * np.abs(exact).max(initial=0.0), error))
+        return Truth(sharp, tuple(errors), "the complex step")
 
     def closed(self, inputs: Arrays) -> Arrays:
         """The closed form's values."""
@@ -258,11 +256,15 @@ class Case:
             for k, size in enumerate(sizes)
         }
 
+    def with_sizes(self, quantity: Quantity, known: Truth) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Size, value and error of each array of a truth; its own size where a side's is less, as where that is 0."""
+        for size, value, error in zip(self.size(quantity), known.values, known.errors, strict=True):
+            yield np.maximum(size, np.nan_to_num(np.abs(value), posinf=0.0)), value, error
+
     def from_truth(self, quantity: Quantity, operator: Operator, known: Truth) -> Iterator[tuple[int, Mismatch]]:
         """Where a side differs from the truth by more than the truth may itself be off."""
-        sizes = self.size(quantity)
         results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
-        for k, (size, value, error) in enumerate(zip(sizes, known.values, known.errors, strict=True)):
+        for k, (size, value, error) in enumerate(self.with_sizes(quantity, known)):
             reliable = is_reliable(value, error, size)
             mismatch = climb(
                 {

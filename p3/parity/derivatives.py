@@ -52,8 +52,8 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
             if name == "value" or not case.surrogate:
                 known = case.true(quantity, operator)
                 if known is not None and [y.shape for y in known.values] == [y.shape for y in result]:
-                    sizes = case.size(quantity)
-                    if any(is_reliable(*parts).any() for parts in zip(known.values, known.errors, sizes, strict=True)):
+                    sized = case.with_sizes(quantity, known)
+                    if any(is_reliable(value, error, size).any() for size, value, error in sized):
                         notes.append(known.method)
                     for k, mismatch in case.from_truth(quantity, operator, known):
                         if mismatch.kind == "semantic":

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from p3.parity.case import PRECISIONS, Case, Quantity
-from p3.parity.mismatch import Pair, climb, explain, largest
-from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.mismatch import Pair, climb, explain, in_epsilons, largest
+from p3.parity.operator import Arrays, Operator, at_precision, epsilon, is_inexact, wide
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Verdict, judged
 from p3.parity.truth import sum_to_shape
+from p3.tolerance import HALF_LADDER
 
 HALF = ("float16", "bfloat16")
 
@@ -19,7 +20,7 @@ def dtypes(case: Case) -> CheckResult:
     """Value and gradients have the inputs' dtype, in each dtype that the operator takes."""
     findings: list[Finding] = []
     refusals: list[str] = []
-    taken: list[str] = []
+    taken: list[tuple[str, str]] = []
     for dtype in case.dtypes:
         if dtype in HALF and any(x.dtype.kind == "c" for x in case.inputs):
             continue
@@ -35,14 +36,18 @@ def dtypes(case: Case) -> CheckResult:
                 gradients = asked(operator, side, "vjp", inputs, cotangents)
             except RefusalError as refusal:
                 refusals.append(f"{dtype}: {refusal}")
+                if side == "the port" and ("the reference", dtype) in taken:
+                    findings.append(
+                        Finding(side, "the reference", dtype, f"it raises, and the reference not: {refusal}")
+                    )
                 continue
-            taken.append(dtype)
+            taken.append((side, dtype))
             for x, g, i in zip(arguments, gradients, case.arguments, strict=True):
                 if g.dtype != x.dtype:
                     text = f"for a {x.dtype} argument the gradient's dtype is {g.dtype}"
                     findings.append(Finding(side, "its argument's dtype", f"argument {i}", text))
-    kept = ", ".join(dict.fromkeys(taken))
-    return judged("dtypes", findings, "; ".join([f"{kept}: kept", *(f"refused: {r}" for r in refusals)]))
+    kept = ", ".join(dtype for dtype in case.dtypes if all((side, dtype) in taken for side, _ in case.sides))
+    return judged("dtypes", findings, "; ".join([f"{kept or 'none'}: kept", *(f"refused: {r}" for r in refusals)]))
 
 
 def low_precision(case: Case) -> CheckResult:
@@ -65,19 +70,20 @@ def low_precision(case: Case) -> CheckResult:
             for side, operator in case.sides:
                 try:
                     results = asked(operator, side, method, inputs, *(at_precision(group, dtype) for group in groups))
-                    expected = asked(operator, side, method, exact, *groups)
+                    single = quantity.of(operator, "float32")
+                    expected = quantity.of(operator)
                 except RefusalError as refusal:
                     refusals.append(f"{dtype}: {refusal}")
                     break
-                pairs = [
-                    Pair(wide(got), wide(should), size)
-                    for got, should, size in zip(results, expected, case.size(quantity), strict=True)
-                    if got.shape == should.shape
-                ]
+                pairs = []
+                for got, lower, should, size in zip(results, single, expected, case.size(quantity), strict=True):
+                    if got.shape == should.shape:
+                        epsilons = HALF_LADDER.epsilons * largest(in_epsilons(lower, should, size, "float32"))
+                        pairs.append(Pair(wide(got), wide(should), size, epsilons * epsilon(dtype) * size))
                 if side == "the reference":
                     trusted = [~pair.beyond(dtype) for pair in pairs]
                 for k, (pair, sound) in enumerate(zip(pairs, trusted, strict=False)):
-                    pair = Pair(np.where(sound, pair.got, 0), np.where(sound, pair.expected, 0), pair.size)
+                    pair = pair._replace(got=np.where(sound, pair.got, 0), expected=np.where(sound, pair.expected, 0))
                     worst[dtype] = max(worst.get(dtype, 0.0), largest(pair.epsilons(dtype)))
                     mismatch = climb({dtype: pair})
                     if mismatch is not None:
@@ -94,6 +100,7 @@ def shapes(case: Case) -> CheckResult:
     """Scalars, empty, strided and broadcast arguments: the same numbers, in the shape that they should have."""
     findings: list[Finding] = []
     refusals: list[str] = []
+    taken: set[tuple[str, str]] = set()
     for side, recorded in case.sides:
         operator = getattr(recorded, "operator", recorded)
         for name, inputs, should_values, should_gradients in shaped(case, recorded):
@@ -106,7 +113,11 @@ def shapes(case: Case) -> CheckResult:
                     results = asked(operator, f"{side}, {name}", method, *groups)
                 except RefusalError as refusal:
                     refusals.append(str(refusal))
+                    if (name, method) in taken:
+                        text = f"{name}: it raises, and the reference not: {refusal}"
+                        findings.append(Finding(side, "the reference", method, text))
                     continue
+                taken.add((name, method))
                 for k, (got, should) in enumerate(zip(results, expected, strict=True)):
                     size = np.full(should.shape, np.abs(wide(should)).max(initial=0.0))
                     wrong_shape = got.shape != should.shape

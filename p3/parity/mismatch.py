@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from p3.parity.operator import epsilon, smallest_normal, wide
-from p3.tolerance import LADDER, PARITY
+from p3.tolerance import HALF_PARITY, LADDER, PARITY
 
 Kind = Literal["rounding", "semantic"]
 
@@ -59,7 +59,12 @@ class Pair(NamedTuple):
         """Where it is more than the tolerance and the allowance."""
         unit = epsilon(precision) * np.maximum(np.where(np.isfinite(self.size), self.size, 0), 1e-300)
         with np.errstate(over="ignore"):
-            return np.asarray(self.epsilons(precision) > PARITY.epsilons + self.allowance / unit)
+            return np.asarray(self.epsilons(precision) > tolerance(precision) + self.allowance / unit)
+
+
+def tolerance(precision: str) -> float:
+    """How many epsilons of the size are no difference."""
+    return PARITY.epsilons if precision in ("float32", "float64") else HALF_PARITY.epsilons
 
 
 def in_epsilons(got: np.ndarray, expected: np.ndarray, size: np.ndarray, precision: str) -> np.ndarray:
@@ -103,7 +108,7 @@ def climb(pairs: Mapping[str, Pair]) -> Mismatch | None:
         if not beyond.any():
             continue
         others = [other for name, other in ladder.items() if name != precision]
-        bound = LADDER.epsilons * max(PARITY.epsilons, *others) if others else PARITY.epsilons
+        bound = LADDER.epsilons * max(PARITY.epsilons, *others) if others else tolerance(precision)
         epsilons = np.where(beyond, pair.epsilons(precision), -1.0)
         index = np.unravel_index(int(np.argmax(epsilons)), epsilons.shape)
         found = Mismatch(

@@ -27,7 +27,7 @@ def asked(operator: Operator, side: str, method: str, *groups: Any) -> Arrays:
 
 
 class Recorded:
-    """An operator that computes nothing twice, keeps its inputs from being changed, and raises `RefusalError` alone."""
+    """An operator that computes nothing twice; values and derivatives leave the inputs, and raise `RefusalError`."""
 
     def __init__(self, operator: Operator, side: str) -> None:
         """Nothing is recorded yet."""
