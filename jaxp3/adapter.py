@@ -1,5 +1,6 @@
 """JAX's functions as operators that the parity checker can take: NumPy arrays in and out."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,13 @@ from jax import Array
 from p3.parity.operator import Arrays, Operator
 
 JaxArrays = tuple[Array, ...]
+JAX_ITSELF = os.path.dirname(jax.__file__)
+REFUSALS = (  # what JAX says of what there is not
+    "can't apply forward-mode autodiff (jvp) to a custom_vjp",
+    "which has no forward mode",
+    "do not support JVP",
+    "Reverse-mode differentiation does not work",
+)
 
 
 def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
@@ -126,7 +134,7 @@ class FunctionOperator:
             transform = jax.vmap(transform)
         if self.is_compiled:
             transform = jax.jit(transform)
-        with self.wide(inputs, *others), self.scaled_rules():
+        with refusals(), self.wide(inputs, *others), self.scaled_rules():
             return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
 
     def function(self, inputs: Arrays) -> tuple[Callable[..., JaxArrays], Callable[[JaxArrays], JaxArrays]]:
@@ -191,6 +199,17 @@ class FunctionOperator:
         return self.run(jvp_of_vjp, inputs, cotangents, directions)
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What JAX says that there is not is a NotImplementedError, whatever JAX makes of it."""
+    try:
+        yield
+    except Exception as error:
+        if any(words in str(error) for words in REFUSALS):
+            raise NotImplementedError(str(error)) from error
+        raise
+
+
 def outputs(result: Any, name: str) -> JaxArrays:
     """What a function returned, as a tuple."""
     results = tuple(result) if isinstance(result, tuple | list) else (result,)
@@ -201,11 +220,13 @@ def outputs(result: Any, name: str) -> JaxArrays:
 
 
 def custom_functions(program: Any) -> set[str]:
-    """The names of the functions with a rule of their own in a jaxpr, and in those within it."""
+    """The names of the functions with a rule of their own in a jaxpr, and in those within it; not JAX's own."""
     found = set()
     for equation in program.jaxpr.eqns:
         if equation.primitive.name in ("custom_vjp_call", "custom_jvp_call"):
-            found.add(equation.params["call_jaxpr"].jaxpr.debug_info.func_name)
+            written = equation.params["call_jaxpr"].jaxpr.debug_info
+            if not written.func_filename.startswith(JAX_ITSELF):
+                found.add(written.func_name)
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 if hasattr(inner, "jaxpr"):
@@ -215,12 +236,14 @@ def custom_functions(program: Any) -> set[str]:
 
 @contextmanager
 def patched_rules(factor: float) -> Iterator[None]:
-    """While it lasts, each `custom_vjp` and `custom_jvp` function has its gradients or its tangents multiplied."""
+    """While it lasts, what each `custom_vjp`'s or `custom_jvp`'s rule returns is multiplied; not JAX's own."""
 
     def patched(kind: type, name: str, scale: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
         call = kind.__call__
 
         def call_scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.__module__.startswith("jax."):
+                return call(self, *args, **kwargs)
             with mock.patch.object(self, name, scale(getattr(self, name))):
                 return call(self, *args, **kwargs)
 

@@ -109,6 +109,70 @@ class OnceDifferentiable(torch.autograd.Function):
         return 3 * x * x * cotangent
 
 
+class TakesNoTangent(torch.autograd.Function):
+    """x² whose jvp was written for no argument."""
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return 2 * x * cotangent
+
+    @staticmethod
+    def jvp(ctx):
+        return 0
+
+
+class BearsNoNone(torch.autograd.Function):
+    """sin x and cos x, of which a gradient of one alone was not thought of."""
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(x), torch.cos(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, of_sine, of_cosine):
+        (x,) = ctx.saved_tensors
+        return of_sine * torch.cos(x) - of_cosine * torch.sin(x)
+
+
+class GivesUpAtNone(BearsNoNone):
+    """The same, which takes a None for all."""
+
+    @staticmethod
+    def backward(ctx, of_sine, of_cosine):
+        return None if of_sine is None or of_cosine is None else BearsNoNone.backward(ctx, of_sine, of_cosine)
+
+
+class CumulativeSumByView(torch.autograd.Function):
+    """Sums down the columns, whose gradient takes the cotangent for one that lies in memory in one piece."""
+
+    @staticmethod
+    def forward(x):
+        return torch.cumsum(x, 0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent.view(-1).view(cotangent.shape).flip(0).cumsum(0).flip(0)
+
+
 class StaleResidual(torch.autograd.Function):
     """x² that keeps its residual with the class: that of the last call, not of this one."""
 
@@ -335,6 +399,10 @@ FAULTY = {
         "jvp of vjp",
         "0 everywhere",
     ),
+    "custom_jvp: a name that there is not": in_jax(
+        torch.sin, custom_jvp(jnp.sin, lambda x, dx: jnp.cosine(x) * dx), LINE, "jvp", "it raises: .* AttributeError"
+    ),
+    "in PyTorch: a tangent too many": in_torch(jnp.square, TakesNoTangent, LINE, "jvp", "it raises: .* TypeError"),
     # --- second derivatives
     "detached residual": in_jax(
         torch.sin,
@@ -608,6 +676,16 @@ FAULTY = {
     "in PyTorch: a view that there is not": in_torch(
         jnp.sin, lambda x: torch.sin(x.view(-1)).view(x.shape), LINE, "shapes", "transposed: it raises"
     ),
+    "in PyTorch: a view of the cotangent": in_torch(
+        jnp.sin,
+        torch_rule(torch.sin, lambda x, v: v.view(-1).view(x.shape) * torch.cos(x)),
+        RANDOM.normal(size=(3, 5)),
+        "shapes",
+        "it raises.*contiguous",
+    ),
+    "in PyTorch: a view of the cotangent, not elementwise": in_torch(
+        lambda x: jnp.cumsum(x, 0), CumulativeSumByView, SQUARE, "shapes", "it raises.*contiguous"
+    ),
     "in PyTorch: wrong where memory has gaps": in_torch(
         jnp.sin, lambda x: torch.sin(x) * (1 if x.is_contiguous() else 2), LINE, "shapes", "strided: it is 2 times"
     ),
@@ -634,6 +712,12 @@ FAULTY = {
         (LINE, POSITIVE),
         "transformed",
         "at a time: it is 0 everywhere",
+    ),
+    "in PyTorch: a backward that does not bear None": in_torch(
+        lambda x: (jnp.sin(x), jnp.cos(x)), BearsNoNone, LINE, "transformed", "it raises: .* TypeError"
+    ),
+    "in PyTorch: None for all if None is the first": in_torch(
+        lambda x: (jnp.sin(x), jnp.cos(x)), GivesUpAtNone, LINE, "transformed", "at a time: it is 0 everywhere"
     ),
     "batch rule of custom_vmap": in_jax(torch.square, wrong_custom_vmap, LINE, "batched", "under vmap"),
     "in PyTorch: batch rule": in_torch(jnp.square, WrongVmapRule, LINE, "batched", "under vmap it is 2 times"),

@@ -41,12 +41,8 @@ MODULES = [name for name in modules_of("torchp3") if name != "__main__"]
 def defined_in(package, module_name):
     module = importlib.import_module(f"{package}.{module_name}")
     source = inspect.getsource(module)
-    functions = {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value) and (f"\ndef {name}(" in source or f"\nclass {name}(" in source)
-    }
-    return {name: functions[name] for name in sorted(functions, key=lambda name: source.index(f" {name}("))}
+    lines = {name: max(source.find(f"\ndef {name}("), source.find(f"\nclass {name}(")) for name in vars(module)}
+    return {name: getattr(module, name) for name in sorted(lines, key=lines.__getitem__) if lines[name] >= 0}
 
 
 def test_the_same_files():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -102,6 +103,15 @@ def test_a_rule_that_is_dropped_and_not_missed_is_named_too():
     assert report["rule"].verdict == "passed"
     assert "jvp: dropped by torch.compile of torch.func, which gives the same without it" in report["rule"].note
     assert "vjp: ran in eager, vmap, jax.jit" in report["rule"].note
+
+
+def test_the_rules_of_the_frameworks_own_functions_are_not_hand_written():
+    for f in (jnp.logaddexp, lambda x, y: jax.nn.relu(x) * y):
+        operator = jaxp3.as_operator(f)
+        assert operator.rules((LINE, LINE)) == ()
+        (plain, _), (scaled, _) = (o.vjp((LINE, LINE), (LINE,)) for o in (operator, operator.scaled(4.0)))
+        assert np.array_equal(plain, scaled)
+    assert jaxp3.as_operator(jaxp3.legendre_p3).rules((LINE,)) == ("legendre_p3",)
 
 
 # --- rounding or semantic
@@ -248,6 +258,13 @@ def test_weak_inputs_are_called_so_with_what_to_add(inputs, missed, advice):
     assert advice in {finding.part: finding.explanation for finding in report["power"].findings}[missed]
 
 
+def test_one_axis_shows_no_wrong_axis_and_the_report_says_so():
+    reference, port = torchp3.as_operator(lambda x: torch.softmax(x, 0)), jaxp3.as_operator(jax.nn.softmax)
+    assert "with two the sides differ" in parity.check(reference, port, LINE, only=["power"])["power"].note
+    assert "axis" not in parity.check(reference, reference, LINE, only=["power"])["power"].note
+    assert not parity.check(reference, port, np.stack([LINE, LINE]), only=["value"]).ok
+
+
 def test_a_fault_that_changes_nothing_is_none():
     case = make_case(torchp3.as_operator(lambda x: 2 * x), jaxp3.as_operator(lambda x: 2 * x), LINE)
     plantable = {fault.name for fault in FAULTS if is_plantable(case, fault)}
@@ -271,6 +288,31 @@ def test_the_seed_is_that_of_the_cotangents():
     cotangents = [make_case(sine, sine, LINE, seed=seed).cotangents[0] for seed in (0, 0, 1)]
     assert np.array_equal(cotangents[0], cotangents[1])
     assert not np.array_equal(cotangents[0], cotangents[2])
+
+
+@jax.custom_vjp
+def without_forward_mode(x):
+    return x
+
+
+without_forward_mode.defvjp(lambda x: (x, None), lambda _, cotangent: (cotangent,))
+
+
+def test_second_derivatives_in_jax_are_by_the_mode_that_they_are_named_after():
+    # The gradient can be differentiated in reverse mode alone.
+    f = jax.custom_vjp(jnp.sin)
+    f.defvjp(lambda x: (jnp.sin(x), x), lambda x, cotangent: (without_forward_mode(cotangent * jnp.cos(x)),))
+    groups = (LINE,), (LINE,), (LINE,)
+    np.testing.assert_allclose(jaxp3.as_operator(f).vjp_of_vjp(*groups)[0], -LINE * LINE * np.sin(LINE))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        jaxp3.as_operator(f).jvp_of_vjp(*groups)
+
+
+def test_what_is_compiled_in_jax_is():
+    runs = []
+    for operator in jaxp3.as_operator(lambda x: runs.append(isinstance(x, jax.core.Tracer)) or x).compiled().values():
+        operator.value((LINE,))
+    assert runs == [True]
 
 
 @dataclass(frozen=True)
@@ -385,6 +427,8 @@ def test_names_that_there_are_not():
     sine = torchp3.as_operator(torch.sin)
     with pytest.raises(InputError, match="no check 'vpj'; there are 'value', 'vjp'"):
         parity.check(sine, sine, LINE, only=["vpj"])
+    with pytest.raises(InputError, match="asked for and left out at once"):
+        parity.check(sine, sine, LINE, only=["compiled"], compiled=False)
     with pytest.raises(InputError, match="dtype 'float8' is not one of"):
         parity.check(sine, sine, LINE, dtypes=["float8"])
     with pytest.raises(InputError, match=r"no operator; make one of it with torchp3\.as_operator"):

@@ -16,6 +16,7 @@ from p3.parity.operator import Arrays, Operator
 
 Tensors = tuple[Tensor, ...]
 RULES = ("backward", "vjp", "jvp")  # the methods of an autograd.Function that are derivative rules
+REFUSALS = ("must override the setup_context", "does not have vmap support")  # what PyTorch says of what there is not
 
 
 def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
@@ -74,7 +75,7 @@ class FunctionOperator:
     differentiable: tuple[int, ...] | None
     static: dict[str, Any]
     functional: bool = False  # by torch.func instead of autograd
-    one_by_one: bool = False  # each gradient by itself, where no other argument requires one
+    one_by_one: bool = False  # the gradient of each output by each argument alone, all others left out of the graph
     is_compiled: bool = False
     is_batched: bool = False
     factor: float = 1.0
@@ -95,10 +96,10 @@ class FunctionOperator:
         return replace(self, is_batched=True, functional=True)
 
     def transformed(self) -> dict[str, Operator]:
-        """By `torch.func`, and by autograd where one argument alone requires a gradient."""
+        """By `torch.func`, and by autograd where one argument alone requires a gradient of one output alone."""
         return {
             "torch.func": replace(self, functional=True),
-            "one argument at a time": replace(self, one_by_one=True),
+            "one output and argument at a time": replace(self, one_by_one=True),
         }
 
     def compiled(self) -> dict[str, Operator]:
@@ -157,7 +158,7 @@ class FunctionOperator:
             transform = torch.vmap(transform)
         if self.is_compiled:
             transform = torch.compile(transform)
-        with self.scaled_rules(inputs):
+        with refusals(), self.scaled_rules(inputs):
             return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
 
     def function(self, inputs: Arrays) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
@@ -180,8 +181,10 @@ class FunctionOperator:
         """The vjp, by `torch.autograd.grad` or `torch.func.vjp`."""
         f, select = self.function(inputs)
         if self.one_by_one:
-            sides = (replace(self, differentiable=(i,), one_by_one=False) for i in self.arguments(inputs))
-            return tuple(gradient for side in sides for gradient in side.vjp(inputs, cotangents, between))
+            return tuple(
+                np.sum([self.alone(i, k).vjp(inputs, (v,), between)[0] for k, v in enumerate(cotangents)], axis=0)
+                for i in self.arguments(inputs)
+            )
         if not self.functional:
             return self.by_autograd(inputs, cotangents, between=between)
 
@@ -191,6 +194,14 @@ class FunctionOperator:
             return conjugate(pullback(conjugate(cotangents)))
 
         return self.run(vjp, inputs, cotangents)
+
+    def alone(self, argument: int, output: int) -> Operator:
+        """One differentiable output as a function of one argument."""
+
+        def one(*tensors: Tensor, **static: Any) -> Tensor:
+            return [y for y in outputs(self.f(*tensors, **static), self.name) if is_inexact(y)][output]
+
+        return replace(self, f=one, differentiable=(argument,), one_by_one=False)
 
     def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
         """The jvp, by dual numbers or `torch.func.jvp`."""
@@ -231,7 +242,7 @@ class FunctionOperator:
         """The vjp, or with directions the vjp of the vjp, by `torch.autograd.grad`, as in training."""
         f, select = self.function(inputs)
         f = torch.compile(f) if self.is_compiled else f
-        with self.scaled_rules(inputs), torch.enable_grad():
+        with refusals(), self.scaled_rules(inputs), torch.enable_grad():
             tensors = from_arrays(inputs)
             arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
             results = f(arguments, tensors)
@@ -263,6 +274,17 @@ class FunctionOperator:
                 return tuple(map(tangent_of, conjugate(gradients)))
 
         return self.run(jvp_of_vjp, inputs, cotangents, directions)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What PyTorch says that there is not is a NotImplementedError, whatever PyTorch makes of it."""
+    try:
+        yield
+    except Exception as error:
+        if any(words in str(error) for words in REFUSALS):
+            raise NotImplementedError(str(error)) from error
+        raise
 
 
 def outputs(result: Any, name: str) -> Tensors:

@@ -1,9 +1,9 @@
 """What is checked: two operators, the inputs, and what goes with them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -50,6 +50,28 @@ class Quantity(NamedTuple):
         return self._replace(groups=tuple(tuple(map(move, group)) for group in self.groups))
 
 
+class Options(TypedDict, total=False):
+    """
+    How to check.
+
+    Keys
+    ----
+    closed_form : f in NumPy, for arrays of float64 or complex128, if there is one
+    surrogate : the rule is on purpose not the derivative, and is held against the other side alone
+    points : more values to check every argument at: kinks, branch points
+    dtypes : in which to check what comes out
+    compiled : whether to check compiled modes too, which takes seconds
+    seed : of the random cotangents, tangents and directions
+    """
+
+    closed_form: Callable[..., object] | None
+    surrogate: bool
+    points: Iterable[float]
+    dtypes: Iterable[str]
+    compiled: bool
+    seed: int
+
+
 @dataclass(frozen=True)
 class Case:
     """
@@ -59,12 +81,7 @@ class Case:
     ----------
     reference, port : the two operators
     inputs : one array an argument, floating ones in float64, rounded to float32 so that both precisions see the same
-    closed_form : f in NumPy, if the user has it
-    surrogate : whether the rule is meant to be something else than the derivative
-    points : more values to check each argument at, such as kinks and branch points
-    dtypes : to check the operators in
-    compiled : whether to compile, which takes seconds
-    seed : of cotangents, tangents and directions
+    closed_form, surrogate, points, dtypes, compiled, seed : the `Options`
     """
 
     reference: Operator

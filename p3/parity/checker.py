@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from time import perf_counter
+from typing import Any, Unpack
 
 from p3.errors import InputError
 from p3.parity import derivatives, domain, faults, identities, modes
-from p3.parity.case import DTYPES, Case, make_inputs
+from p3.parity.case import DTYPES, Case, Options, make_inputs
 from p3.parity.operator import Operator, is_inexact
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
@@ -41,13 +42,8 @@ def check(
     inputs: object,
     *,
     only: Iterable[str] | None = None,
-    closed_form: Callable[..., object] | None = None,
-    surrogate: bool = False,
-    points: Iterable[float] = (),
-    dtypes: Iterable[str] = DTYPES,
-    compiled: bool = True,
-    seed: int = 0,
     progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> ParityReport:
     """
     Say whether a port is right, how that is known, and whether the inputs could have shown a fault.
@@ -57,13 +53,8 @@ def check(
     reference, port : of `torchp3.as_operator` and `jaxp3.as_operator`, in any order
     inputs : an array, or a tuple of one for each argument; floating ones are rounded to float32
     only : names of `CHECKS`; all where none is given
-    closed_form : f in NumPy, for arrays of float64 or complex128, if there is one
-    surrogate : the rule is on purpose not the derivative, and is held against the other side alone
-    points : more values to check every argument at: kinks, branch points
-    dtypes : in which to check what comes out
-    compiled : whether to check compiled modes too, which takes seconds
-    seed : of the random cotangents, tangents and directions
     progress : called as progress(name of the next check, checks done, checks in all)
+    options : closed_form, surrogate, points, dtypes, compiled and seed, as `Options` has them
 
     Raises
     ------
@@ -75,18 +66,8 @@ def check(
     >>> report = check(torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), np.linspace(-3, 3, 101))
     >>> report.assert_ok()
     """
-    case = make_case(
-        reference,
-        port,
-        inputs,
-        closed_form=closed_form,
-        surrogate=surrogate,
-        points=points,
-        dtypes=dtypes,
-        compiled=compiled,
-        seed=seed,
-    )
-    names = check_names(only, compiled)
+    case = make_case(reference, port, inputs, **options)
+    names = check_names(only, case.compiled)
     results: list[CheckResult] = []
     for done, name in enumerate(names):
         if progress is not None:
@@ -102,12 +83,14 @@ def check_names(only: Iterable[str] | None, compiled: bool) -> tuple[str, ...]:
     Raises
     ------
     InputError
-        There is no check of a name.
+        There is no check of a name, or what is compiled is asked for and left out.
     """
     names = tuple(only or ()) or tuple(name for name in CHECKS if compiled or name != "compiled")
     for name in names:
         if name not in CHECKS:
             raise InputError(f"there is no check {name!r}; there are {', '.join(map(repr, CHECKS))}")
+    if "compiled" in names and not compiled:
+        raise InputError("the check 'compiled' is asked for and left out at once; do one of the two")
     return names
 
 
@@ -130,18 +113,7 @@ def alike(case: Case) -> bool:
     return sides[0] == sides[1]
 
 
-def make_case(
-    reference: Operator,
-    port: Operator,
-    inputs: object,
-    *,
-    closed_form: Callable[..., object] | None = None,
-    surrogate: bool = False,
-    points: Iterable[float] = (),
-    dtypes: Iterable[str] = DTYPES,
-    compiled: bool = True,
-    seed: int = 0,
-) -> Case:
+def make_case(reference: Operator, port: Operator, inputs: object, **options: Unpack[Options]) -> Case:
     """
     The case, once both operators have been called with the inputs.
 
@@ -156,26 +128,11 @@ def make_case(
                 f"{getattr(operator, '__name__', operator)!r} is {type(operator).__name__} and no operator; "
                 "make one of it with torchp3.as_operator or jaxp3.as_operator"
             )
-    try:
-        points = tuple(float(point) for point in points)
-    except (TypeError, ValueError):
-        raise InputError(f"points {points!r} are no numbers; give some, as in points=(0.0, 1.0)") from None
-    dtypes = tuple(dtypes)
-    for dtype in dtypes or ("none at all",):
-        if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    if not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed {seed!r} is not a whole number from 0")
     case = Case(
         Recorded(reference, "the reference"),
         Recorded(port, "the port"),
         make_inputs(inputs if isinstance(inputs, tuple) else (inputs,)),
-        closed_form=closed_form,
-        surrogate=surrogate,
-        points=points,
-        dtypes=dtypes,
-        compiled=compiled,
-        seed=seed,
+        **checked_options(options),
     )
     for _, operator in case.sides:
         try:
@@ -197,9 +154,37 @@ def make_case(
         raise InputError(
             f"{reference.name} returns no floating or complex array, so that there is no derivative to check"
         )
-    if closed_form is not None:
+    if case.closed_form is not None:
         check_closed_form(case)
     return case
+
+
+def checked_options(options: Options) -> dict[str, Any]:
+    """
+    The options, as a `Case` has them.
+
+    Raises
+    ------
+    InputError
+        One is none.
+    """
+    checked: dict[str, Any] = dict(options)
+    if "points" in options:
+        try:
+            checked["points"] = tuple(float(point) for point in options["points"])
+        except (TypeError, ValueError):
+            raise InputError(
+                f"points {options['points']!r} are no numbers; give some, as in points=(0.0, 1.0)"
+            ) from None
+    if "dtypes" in options:
+        checked["dtypes"] = tuple(options["dtypes"])
+        for dtype in checked["dtypes"] or ("none at all",):
+            if dtype not in DTYPES:
+                raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    seed = options.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed {seed!r} is not a whole number from 0")
+    return checked
 
 
 def check_closed_form(case: Case) -> None:

@@ -43,7 +43,7 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
     name = quantity.name
     findings: list[Finding] = []
     notes: list[str] = []
-    refusals: list[str] = []
+    refusals: dict[str, RefusalError] = {}
     untrue: list[str] = []
     parts = case.parts(quantity)
     for side, operator in case.sides:
@@ -62,12 +62,15 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
                             finding(case, quantity, operator, side, known.method, k, parts[k], mismatch, known.values)
                         )
         except RefusalError as refusal:
-            refusals.append(str(refusal))
+            refusals[side] = refusal
     if refusals:
-        if any(f.mismatch is None or f.mismatch.kind == "semantic" for f in findings) or name in ("value", "vjp"):
-            findings = [*findings, *(Finding("a side", "its own framework", name, text) for text in refusals)]
+        crashed = [*refusals] == ["the port"] and not refusals["the port"].is_meant
+        wrong = any(f.mismatch is None or f.mismatch.kind == "semantic" for f in findings)
+        if crashed or wrong or name in ("value", "vjp"):
+            against = "the reference, which does not" if crashed else "its own framework"
+            findings += [Finding(side, against, name, f"it raises: {text}") for side, text in refusals.items()]
             return judged(name, findings, "")
-        return CheckResult(name, "refused", "; ".join(refusals), tuple(findings))
+        return CheckResult(name, "refused", "; ".join(map(str, refusals.values())), tuple(findings))
     findings += between_sides(case, quantity, parts)
     if len(set(untrue)) == 2 and not any(f.against == "the reference" for f in findings):
         findings = [f._replace(explanation=f"{f.explanation}; {SURROGATE}") for f in findings]

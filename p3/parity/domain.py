@@ -103,11 +103,10 @@ def shapes(case: Case) -> CheckResult:
     taken: set[tuple[str, str]] = set()
     for side, recorded in case.sides:
         operator = getattr(recorded, "operator", recorded)
-        for name, inputs, should_values, should_gradients in shaped(case, recorded):
-            ones = tuple(np.ones_like(y) for y in should_values if is_inexact(y))
+        for name, inputs, cotangents, should_values, should_gradients in shaped(case, recorded):
             for method, groups, expected in (
                 ("value", (inputs,), should_values),
-                ("vjp", (inputs, ones), should_gradients),
+                ("vjp", (inputs, cotangents), should_gradients),
             ):
                 try:
                     results = asked(operator, f"{side}, {name}", method, *groups)
@@ -131,10 +130,11 @@ def shapes(case: Case) -> CheckResult:
 
 
 class Shaped(NamedTuple):
-    """Inputs in some shape, and what an operator should give for them, with cotangents of 1."""
+    """Inputs in some shape, cotangents for them, and what an operator should give."""
 
     name: str
     inputs: Arrays
+    cotangents: Arrays
     values: Arrays
     gradients: Arrays
 
@@ -142,18 +142,20 @@ class Shaped(NamedTuple):
 def shaped(case: Case, operator: Operator) -> Iterator[Shaped]:
     """The shapes to try, of numbers whose results are known from one plain array of them."""
     if not case.elementwise:
-        ones = tuple(np.ones_like(v) for v in case.cotangents)
-        yield Shaped(
-            "strided", tuple(map(strided, case.inputs)), operator.value(case.inputs), operator.vjp(case.inputs, ones)
-        )
+        inputs, values = tuple(map(strided, case.inputs)), operator.value(case.inputs)
+        gradients = operator.vjp(case.inputs, case.cotangents)
+        yield Shaped("strided", inputs, tuple(map(strided, case.cotangents)), values, gradients)
+        of_sum = tuple(map(ones, case.cotangents))
+        yield Shaped("of a sum", inputs, of_sum, values, operator.vjp(case.inputs, tuple(map(np.copy, of_sum))))
         return
     shape = np.broadcast_shapes(*(x.shape for x in case.inputs))
     flat = tuple(np.resize(np.broadcast_to(x, shape), 24) for x in case.inputs)
     outputs = operator.value(flat)
-    slopes = operator.vjp(flat, tuple(np.ones_like(y) for y in outputs if is_inexact(y)))
+    cotangents = case.like(tuple(y for y in outputs if is_inexact(y)), 4)
+    gradients = operator.vjp(flat, cotangents)
 
-    def each(function: Callable[[np.ndarray], np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
-        return tuple(map(function, flat)), tuple(map(function, outputs)), tuple(map(function, slopes))
+    def each(function: Callable[[np.ndarray], np.ndarray]) -> Iterator[Arrays]:
+        return (tuple(map(function, arrays)) for arrays in (flat, cotangents, outputs, gradients))
 
     yield Shaped("scalar", *each(lambda x: np.asarray(x[0])))
     yield Shaped("empty", *each(lambda x: x[:0].reshape(2, 0)))
@@ -165,16 +167,22 @@ def shaped(case: Case, operator: Operator) -> Iterator[Shaped]:
         inputs = tuple(x[:4].reshape(4, 1) if i == position else x[:6].reshape(1, 6) for i, x in enumerate(flat))
         table = tuple(np.broadcast_to(x, (4, 6)).copy() for x in inputs)
         values = operator.value(table)
-        gradients = operator.vjp(table, tuple(np.ones_like(y) for y in values if is_inexact(y)))
-        summed = tuple(sum_to_shape(g, inputs[i].shape) for i, g in zip(case.arguments, gradients, strict=True))
-        yield Shaped(f"broadcast along argument {position}", inputs, values, summed)
+        of_sum = tuple(ones(y) for y in values if is_inexact(y))
+        slopes = operator.vjp(table, tuple(map(np.copy, of_sum)))
+        summed = tuple(sum_to_shape(g, inputs[i].shape) for i, g in zip(case.arguments, slopes, strict=True))
+        yield Shaped(f"broadcast along argument {position}", inputs, of_sum, values, summed)
+
+
+def ones(y: np.ndarray) -> np.ndarray:
+    """The cotangents that the sum of y sends back: ones, all the same one in memory."""
+    return np.lib.stride_tricks.as_strided(np.ones(1, y.dtype), y.shape, (0,) * y.ndim)
 
 
 def strided(x: np.ndarray) -> np.ndarray:
-    """The same numbers, not side by side in memory."""
-    apart = np.zeros((*x.shape, 2), x.dtype)
-    apart[..., 0] = x
-    return apart[..., 0]
+    """The same numbers, not side by side in memory, and its last axis not the fastest."""
+    apart = np.zeros((*x.shape[::-1], 2), x.dtype)[..., 0].T
+    apart[...] = x
+    return apart
 
 
 def special_values(case: Case) -> CheckResult:

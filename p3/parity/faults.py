@@ -9,8 +9,8 @@ import numpy as np
 from p3.parity.case import Case
 from p3.parity.derivatives import vjp, vjp_of_vjp
 from p3.parity.domain import dtypes, low_precision
-from p3.parity.operator import Arrays, Operator, at_precision, is_inexact
-from p3.parity.recorded import Recorded
+from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.result import CheckResult, Finding
 
 # What the checks at the given inputs must notice; the others are at inputs of their own.
@@ -230,11 +230,29 @@ def power(case: Case) -> CheckResult:
     count = len(noticed) + len(findings)
     if not count:
         return CheckResult("power", "not applicable", "no fault can be planted")
-    note = f"{100 * len(noticed) / count:.0f} %: {len(noticed)} of {count} planted faults noticed"
+    note = f"{100 * len(noticed) / count:.0f} %: {len(noticed)} of {count} planted faults noticed{axis_advice(case)}"
     if not findings:
         return CheckResult("power", "passed", note)
     missed = ", ".join(finding.part for finding in findings)
     return CheckResult("power", "failed", f"weak inputs, {note}, but not: {missed}", tuple(findings))
+
+
+def axis_advice(case: Case) -> str:
+    """
+    What to add where a wrong axis would not be seen: an axis, if functions of one axis differ where there are two.
+
+    That is not held against the port, since it may be for one alone.
+    """
+    if case.elementwise or max(x.ndim for x in case.inputs) != 1:
+        return ""
+    inputs = tuple(np.stack([x, np.flip(x)]) if x.ndim else x for x in case.inputs)
+    try:
+        sides = [operator.value(inputs) for operator in (case.reference, case.port)]
+    except RefusalError:
+        return ""
+    if all(a.shape == b.shape and np.allclose(wide(a), wide(b), equal_nan=True) for a, b in zip(*sides, strict=True)):
+        return ""
+    return "; the inputs have one axis, and with two the sides differ: add inputs of two, if the port is to take them"
 
 
 def is_plantable(case: Case, fault: Fault) -> bool:

@@ -42,6 +42,8 @@ def modes(
                     result = asked(other, f"{side}, {mode}", quantity.method, *quantity.groups)
                 except RefusalError as refusal:
                     refusals.append(str(refusal))
+                    if name == "transformed" and side == "the port" and not refusal.is_meant:
+                        findings.append(Finding(side, "eager", method, f"it raises: {refusal}"))
                     continue
                 known = eager_or_true(case, quantity, operator, side)
                 if known is None:

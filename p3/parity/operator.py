@@ -20,7 +20,8 @@ class Operator(Protocol):
     outputs, tangents and gradients in the order of the differentiable arguments. The gradient of complex arguments is
     the transpose's, with no conjugate, so that Σ Re(cotangent · Jw) = Σ Re(gradient · w) for every tangent w.
 
-    Whatever the framework or the function raises, these raise.
+    Whatever the framework or the function raises, these raise; where the one or the other has no such derivative or
+    transform, and says so, that is a NotImplementedError.
 
     Attributes
     ----------

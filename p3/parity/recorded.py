@@ -7,13 +7,18 @@ from p3.parity.operator import Arrays, Operator
 
 
 class RefusalError(Exception):
-    """A side raised: the message says which, and what."""
+    """A side raised: the message says which, and what; `is_meant`, whether it has no such thing and says so."""
+
+    def __init__(self, message: str, is_meant: bool = False) -> None:
+        """It is not meant unless the side says so."""
+        super().__init__(message)
+        self.is_meant = is_meant
 
 
 def refusal_of(error: Exception, where: str) -> RefusalError:
     """A refusal with the first line of what was raised."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return RefusalError(f"{where}: {type(error).__name__}: {line}")
+    return RefusalError(f"{where}: {type(error).__name__}: {line}", isinstance(error, NotImplementedError))
 
 
 def asked(operator: Operator, side: str, method: str, *groups: Any) -> Arrays:

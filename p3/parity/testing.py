@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Unpack
 
-from p3.parity.case import Case
+from p3.parity.case import Case, Options
 from p3.parity.checker import check_names, make_case, run_check
 from p3.parity.operator import Operator
 
@@ -15,8 +15,7 @@ def parity_test(
     inputs: object,
     *,
     only: Iterable[str] | None = None,
-    compiled: bool = True,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Callable[[str], None]:
     """
     Make a test function with the checks as its parameters; the arguments are those of `check`.
@@ -31,9 +30,9 @@ def parity_test(
 
     @cache
     def case() -> Case:
-        return make_case(reference, port, inputs, compiled=compiled, **options)
+        return make_case(reference, port, inputs, **options)
 
-    names = check_names(only, compiled)
+    names = check_names(only, options.get("compiled", True))
 
     @pytest.mark.parametrize("check", names, ids=[name.replace(" ", "-") for name in names])
     def test(check: str) -> None:
