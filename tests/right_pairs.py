@@ -168,6 +168,12 @@ PAIRS = {
     "relu": Pair(torch.relu, jax.nn.relu, LINE + 0.01),
     "erf": Pair(torch.erf, jax.scipy.special.erf, LINE),
     "power": Pair(lambda x: x**3, lambda x: x**3, LINE),
+    # Finite differences know nothing where a function turns often between their points, and must know that.
+    "high frequency": Pair(
+        lambda x: torch.sin(3000 * x), lambda x: jnp.sin(3000 * x), np.concatenate([LINE, LINE / 3000])
+    ),
+    "oscillation without end": Pair(lambda x: torch.sin(1 / x), lambda x: jnp.sin(1 / x), LINE + 1e-4),
+    "sawtooth": Pair(lambda x: torch.frac(100 * x), lambda x: 100 * x - jnp.trunc(100 * x), LINE + 0.001),
     "reciprocal": Pair(lambda x: 1 / x, lambda x: 1 / x, POSITIVE),
     "product": Pair(torch.mul, jnp.multiply, (LINE, POSITIVE)),
     "quotient": Pair(torch.div, jnp.divide, (LINE, POSITIVE)),

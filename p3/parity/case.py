@@ -282,7 +282,7 @@ class Case:
         """Where a side differs from the truth by more than the truth may itself be off."""
         results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
         for k, (size, value, error) in enumerate(self.with_sizes(quantity, known)):
-            reliable = is_reliable(value, error, size)
+            reliable = is_reliable(value, error, size, results["float64"][k])
             mismatch = climb(
                 {
                     precision: Pair(
@@ -296,9 +296,11 @@ class Case:
                 yield k, mismatch
 
 
-def is_reliable(value: np.ndarray, error: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Where a truth is sure enough to be held against."""
-    return np.asarray((error <= RELIABLE * size) & np.isfinite(value))
+def is_reliable(value: np.ndarray, error: np.ndarray, size: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Where a truth is sure enough to be held against what was got: by its size, or by the largest of both if less."""
+    both = np.abs(np.concatenate([value.ravel(), wide(got).ravel()]))
+    most = both[np.isfinite(both)].max(initial=0.0)
+    return np.asarray((error <= RELIABLE * np.minimum(size, most)) & np.isfinite(value))
 
 
 def typical(size: np.ndarray) -> float:

@@ -52,8 +52,8 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
             if name == "value" or not case.surrogate:
                 known = case.true(quantity, operator)
                 if known is not None and [y.shape for y in known.values] == [y.shape for y in result]:
-                    sized = case.with_sizes(quantity, known)
-                    if any(is_reliable(value, error, size).any() for size, value, error in sized):
+                    sized = zip(case.with_sizes(quantity, known), result, strict=True)
+                    if any(is_reliable(value, error, size, got).any() for (size, value, error), got in sized):
                         notes.append(known.method)
                     for k, mismatch in case.from_truth(quantity, operator, known):
                         if mismatch.kind == "semantic":
