@@ -14,11 +14,14 @@ from jaxtyping import Float
 
 from jaxp3.device import describe_device, find_device
 from jaxp3.model import Coefficients, loss
-from jaxp3.optimizer import update
+from jaxp3.optimizer import State, initial_state, update
+from jaxp3.schedule import learning_rates
 from p3.data import make_points
 from p3.result import FitResult
 from p3.spec import TrainingSpec
-from p3.training import EAGERLY, Piece, Progress, piece_lengths, train
+from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, piece_lengths, train
+
+Carry = tuple[Coefficients, State]
 
 
 def loss_and_gradients(
@@ -36,64 +39,79 @@ def loss_and_gradients(
 
 
 def step(
-    coefficients: Coefficients,
+    spec: TrainingSpec,
+    carry: Carry,
     x: Float[Array, "points"],
     y: Float[Array, "points"],
-    learning_rate: Float[Array, ""],
-) -> tuple[Coefficients, Float[Array, ""]]:
-    """One update: the coefficients after it, and the loss before it."""
+    told: dict[str, Array],
+) -> tuple[Carry, dict[str, Array]]:
+    """One step: the coefficients and the optimizer's state after it, and what is recorded of it."""
+    coefficients, state = carry
+    if "batch" in told:
+        x, y = x[told["batch"]], y[told["batch"]]
     value, gradients = loss_and_gradients(coefficients, x, y)
-    return update(coefficients, gradients, learning_rate), value
+    updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
+    record = {"losses": value}
+    if spec.trace:
+        updates = {name: updated[name] - coefficients[name] for name in coefficients}
+        record["learning_rate"] = told["learning_rate"]
+        for name, values in (("coefficients", coefficients), ("gradients", gradients), ("updates", updates)):
+            record[name] = jnp.stack(list(values.values()))
+    return (updated, state), record
 
 
 def scan_steps(
-    coefficients: Coefficients,
+    spec: TrainingSpec,
+    carry: Carry,
     x: Float[Array, "points"],
     y: Float[Array, "points"],
-    learning_rates: Float[Array, "steps"],
-) -> tuple[Coefficients, Float[Array, "steps"]]:
-    """One update for each learning rate: the coefficients after the last, and the loss before each."""
+    steps: dict[str, Array],
+) -> tuple[Carry, dict[str, Array]]:
+    """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
     return jax.lax.scan(
-        lambda coefficients, learning_rate: step(coefficients, x, y, learning_rate),
-        coefficients,
-        learning_rates,
+        lambda carry, told: step(spec, carry, x, y, told),
+        carry,
+        steps,
         unroll=4,  # a tenth faster than 1; more gains nothing
     )
 
 
 def compile_piece(
-    spec: TrainingSpec, coefficients: Coefficients, x: Float[Array, "points"], y: Float[Array, "points"]
-) -> Piece[Coefficients] | None:
+    spec: TrainingSpec, carry: Carry, x: Float[Array, "points"], y: Float[Array, "points"]
+) -> Piece[Carry] | None:
     """The loop of a piece as one compiled program a length, or None, and a warning, where JAX may not compile."""
     if jax.config.jax_disable_jit:
         warnings.warn(f"{EAGERLY}: jax_disable_jit is set", RuntimeWarning, stacklevel=3)
         return None
     compiled = {
-        length: jax.jit(scan_steps).lower(coefficients, x, y, jnp.empty(length, x.dtype)).compile()
+        length: jax.jit(partial(scan_steps, spec)).lower(carry, x, y, blank_steps(spec, length)).compile()
         for length in piece_lengths(spec)
     }
 
-    def piece(
-        coefficients: Coefficients, learning_rates: Float[np.ndarray, "steps"]
-    ) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
-        coefficients, losses = compiled[len(learning_rates)](coefficients, x, y, learning_rates)
-        return jax.block_until_ready(coefficients), np.asarray(losses)
+    def piece(carry: Carry, steps: Steps) -> tuple[Carry, Record]:
+        carry, record = compiled[len(steps["count"])](carry, x, y, steps)
+        return jax.block_until_ready(carry), {name: np.asarray(values) for name, values in record.items()}
 
     return piece
 
 
 def eager_piece(
-    x: Float[Array, "points"],
-    y: Float[Array, "points"],
-    coefficients: Coefficients,
-    learning_rates: Float[np.ndarray, "steps"],
-) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
+    spec: TrainingSpec, x: Float[Array, "points"], y: Float[Array, "points"], carry: Carry, steps: Steps
+) -> tuple[Carry, Record]:
     """The same loop in Python, one operation at a time."""
-    losses = []
-    for learning_rate in jnp.asarray(learning_rates):
-        coefficients, value = step(coefficients, x, y, learning_rate)
-        losses.append(value)
-    return jax.block_until_ready(coefficients), np.asarray(jnp.stack(losses))
+    told = {name: jnp.asarray(values) for name, values in steps.items()}
+    records = []
+    for row in range(len(steps["count"])):
+        carry, record = step(spec, carry, x, y, {name: values[row] for name, values in told.items()})
+        records.append(record)
+    stacked = {name: np.asarray(jnp.stack([record[name] for record in records])) for name in records[0]}
+    return jax.block_until_ready(carry), stacked
+
+
+def to_floats(carry: Carry) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The coefficients and the optimizer's state as numbers."""
+    coefficients, state = jax.tree.map(float, carry)
+    return coefficients, state
 
 
 def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
@@ -123,21 +141,23 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
         points = make_points(spec)
         x, y = jnp.asarray(points.x), jnp.asarray(points.y)
         start = {name: jnp.asarray(value, x.dtype) for name, value in spec.start.model_dump().items()}
+        carry = start, initial_state(spec.optimizer, start)
         begin = perf_counter()
-        piece = compile_piece(spec, start, x, y) if spec.jit else None
+        piece = compile_piece(spec, carry, x, y) if spec.jit else None
         compiled = piece is not None
         if piece is None:
-            piece = partial(eager_piece, x, y)
-            piece(start, np.zeros(1, spec.dtype))  # a step thrown away, on which libraries load
+            piece = partial(eager_piece, spec, x, y)
+            piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
         compile_seconds = perf_counter() - begin
-        trained = train(spec, piece, start, progress)
+        trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress)
     return FitResult(
         backend="jax",
         spec=spec,
         device=describe_device(device),
         compiled=compiled,
         coefficients=trained.coefficients,
-        losses=trained.losses,
+        losses=trained.record["losses"],
+        traces=trained.traces,
         seconds={"compile": compile_seconds, "run": trained.seconds},
         versions={"jax": jax.__version__, "jaxlib": jaxlib.__version__, "optax": optax.__version__},
     )

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import click
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -20,56 +18,14 @@ from p3 import parity
 from p3.backends import BACKENDS, BackendName, load
 from p3.comparison import compare
 from p3.errors import DivergenceError, InputError
+from p3.flags import specification, specification_flags
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 from p3.result import FitResult
-from p3.spec import TrainingSpec, describe
+from p3.spec import TrainingSpec
 
 EXIT_CODES = """
 Exit code: 0 if all is well, 1 if a fit diverged or a comparison failed, 2 if the command or its input is wrong, 130 if
 interrupted."""
-
-
-def specification_flags(model: type[BaseModel] = TrainingSpec, table: tuple[str, ...] = ()) -> Iterator[click.Option]:
-    """One flag for each field of the specification, dotted where the file has a table, without a default of its own."""
-    for name, field in model.model_fields.items():
-        path = (*table, name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from specification_flags(field.annotation, path)
-        else:
-            flag, kind = "--" + ".".join(path).replace("_", "-"), field.annotation
-            if kind is bool:
-                flag += "/--no-" + flag.removeprefix("--")
-            yield click.Option(
-                [flag, "__".join(path)],
-                type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind,
-                default=None,
-                help=f"{field.description} [{_allowed(field)}]",
-            )
-
-
-def _allowed(field: FieldInfo) -> str:
-    """The default and the bounds of a field, for its help."""
-    bounds = [f"above {bound.gt}" for bound in field.metadata if hasattr(bound, "gt")]
-    bounds += [f"at least {bound.ge}" for bound in field.metadata if hasattr(bound, "ge")]
-    bounds += [f"at most {bound.le}" for bound in field.metadata if hasattr(bound, "le")]
-    return "; ".join([f"default {field.default}", *bounds])
-
-
-def specification(spec_file: str | None, flags: dict[str, Any]) -> TrainingSpec:
-    """The file's specification, or the default one, with the flags that were given laid over it."""
-    spec = TrainingSpec() if spec_file is None else TrainingSpec.from_toml(spec_file)
-    changes: dict[str, Any] = {}
-    for path, value in flags.items():
-        if value is not None:
-            *tables, field = path.split("__")
-            table = changes
-            for name in tables:
-                table = table.setdefault(name, {})
-            table[field] = value
-    try:
-        return spec.replace(changes)
-    except ValidationError as error:
-        raise InputError(describe(error, TrainingSpec)) from error
 
 
 def writable(context: click.Context, parameter: click.Parameter, path: str | None) -> Path | None:

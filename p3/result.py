@@ -18,12 +18,14 @@ from pydantic import (
 
 from p3.backends import BackendName
 from p3.errors import InputError
-from p3.spec import TrainingSpec, describe
+from p3.section import describe
+from p3.spec import TrainingSpec
+from p3.training import TRACES
 
 
-def _read_only_float64(losses: Any) -> Any:
+def _read_only_float64(numbers: Any) -> Any:
     try:
-        array = np.array(losses, dtype=np.float64)
+        array = np.array(numbers, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError("it must be a list of numbers") from None
     if not np.isfinite(array).all():
@@ -32,7 +34,7 @@ def _read_only_float64(losses: Any) -> Any:
     return array
 
 
-Losses = Annotated[
+Numbers = Annotated[
     np.ndarray[Any, np.dtype[np.float64]],
     BeforeValidator(_read_only_float64),
     PlainSerializer(np.ndarray.tolist),
@@ -51,6 +53,8 @@ class FitResult(BaseModel):
     compiled : whether the loop was compiled; False where the specification says `jit = false`, or had to be ignored
     coefficients : {"a": ..., "b": ..., "c": ..., "d": ...} after the last update
     losses : float64, shape (steps,): the loss before each update
+    traces : "learning_rate" of each step, shape (steps,), and "coefficients" before it, their "gradients" and their
+        "updates", shape (steps, 4) for a to d; empty where the specification says `trace = false`
     seconds : {"compile": ..., "run": ...}; wall-clock time to compile the loop (or to load what an eager one needs),
         and of the loop alone
     versions : of the framework and what it was run with
@@ -63,7 +67,8 @@ class FitResult(BaseModel):
     device: str
     compiled: bool
     coefficients: dict[str, FiniteFloat]
-    losses: Losses
+    losses: Numbers
+    traces: dict[str, Numbers] = {}
     seconds: dict[str, float]
     versions: dict[str, str]
 
@@ -73,6 +78,10 @@ class FitResult(BaseModel):
             raise ValueError(f"coefficients must be a, b, c, d, not {', '.join(self.coefficients)}")
         if self.losses.shape != (self.spec.steps,):
             raise ValueError(f"losses must hold one number for each of {self.spec.steps} steps, not {self.losses.size}")
+        for name, values in self.traces.items():
+            shape = (self.spec.steps,) if name == "learning_rate" else (self.spec.steps, 4)
+            if name not in TRACES or values.shape != shape:
+                raise ValueError(f"traces.{name} must be one of {', '.join(TRACES)}, of the shape that belongs to it")
         return self
 
     def save(self, path: str | PathLike[str]) -> None:

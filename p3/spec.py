@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from p3.errors import InputError
+from p3.optimizers import REFUSED, Optimizer, Sgd
+from p3.schedules import Constant, OneCycle, Schedule, WarmupCosine
+from p3.section import Section, describe, merged
 
 Target = Literal["sin", "cos", "exp", "tanh", "arctan", "cbrt"]
 
 
-class _Section(BaseModel):
-    """Frozen, so that a result can keep its specification; strict, so that `steps = "2000"` is refused."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True)
-
-
-class Data(_Section):
+class Data(Section):
     """The points (x, y): x evenly spaced over [low, high], y = target(x)."""
 
     points: Annotated[int, Field(ge=2, le=10**12)] = Field(2000, description="Number of points.")
@@ -34,7 +31,7 @@ class Data(_Section):
         return self
 
 
-class Start(_Section):
+class Start(Section):
     """The coefficients before the first update."""
 
     a: FiniteFloat = Field(0.0, description="Offset of the prediction.")
@@ -43,14 +40,7 @@ class Start(_Section):
     d: FiniteFloat = Field(0.3, description="Factor of x inside P3.")
 
 
-class Optimizer(_Section):
-    """The update rule and its hyperparameters."""
-
-    name: Literal["sgd"] = Field("sgd", description="Update rule; sgd is coefficient -= learning_rate * gradient.")
-    learning_rate: Annotated[FiniteFloat, Field(gt=0)] = Field(5e-6, description="Size of a step.")
-
-
-class TrainingSpec(_Section):
+class TrainingSpec(Section):
     """
     Fit y = target(x) by ŷ = a + b · P3(c + d·x), minimising the sum (not the mean) of (ŷ − y)² by gradient descent.
 
@@ -65,14 +55,51 @@ class TrainingSpec(_Section):
 
     data: Data = Field(Data(), description="The points to fit.")
     start: Start = Field(Start(), description="The coefficients before the first update.")
-    optimizer: Optimizer = Field(Optimizer(), description="The update rule.")
+    optimizer: Optimizer = Field(Sgd(), description="The update rule.")
+    schedule: Schedule = Field(Constant(), description="The learning rate over the steps.")
+    batch_size: Annotated[int, Field(ge=1, le=10**12)] | None = Field(
+        None, description="Points that a step sees; all where none is given."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the order in which batches take the points.")
     steps: Annotated[int, Field(ge=1, le=10**12)] = Field(2000, description="Number of updates.")
     log_every: Annotated[int, Field(ge=1, le=10**12)] = Field(
         100, description="Report the loss once in this many steps."
     )
+    trace: bool = Field(True, description="Keep gradients, updates and coefficients of every step with the result.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Type of all arithmetic.")
     device: Literal["cpu", "gpu", "auto"] = Field("auto", description="Where to run; auto takes a GPU if there is one.")
     jit: bool = Field(True, description="Compile the training loop, or run it eagerly.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refused_optimizer(cls, given: Any) -> Any:
+        optimizer = given.get("optimizer") if isinstance(given, dict) else None
+        name = optimizer.get("name") if isinstance(optimizer, dict) else None
+        if isinstance(name, str) and name in REFUSED:
+            raise ValueError(f"optimizer.name = {name!r} is not the same in both: {REFUSED[name]}")
+        return given
+
+    @model_validator(mode="after")
+    def _batch_of_points(self) -> Self:
+        if self.batch_size is not None and self.batch_size > self.data.points:
+            raise ValueError(f"batch_size = {self.batch_size} is more than data.points = {self.data.points}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_of_steps(self) -> Self:
+        match self.schedule:
+            case WarmupCosine(warmup_steps=warmup) if warmup >= self.decay_steps:
+                raise ValueError(
+                    f"schedule.warmup_steps = {warmup} must be less than the {self.decay_steps} steps of the decay"
+                )
+            case OneCycle(warmup_fraction=fraction) if fraction * self.steps <= 1:
+                raise ValueError(f"schedule.warmup_fraction = {fraction} of {self.steps} steps must be more than one")
+        return self
+
+    @property
+    def decay_steps(self) -> int:
+        """The step at which the schedule's decay ends; that after the last where it names no other."""
+        return getattr(self.schedule, "decay_steps", None) or self.steps
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str]) -> Self:
@@ -87,50 +114,13 @@ class TrainingSpec(_Section):
             raise InputError(f"{path}: is not TOML: {error}") from error
 
     def to_toml(self, path: str | PathLike[str]) -> None:
-        """Write every field, so that the file still says the same when a default changes. Raises `OSError`."""
-        Path(path).write_text(tomli_w.dumps(self.model_dump()), encoding="utf-8")
+        """Write every field that has a value, whatever becomes of the defaults. Raises `OSError`."""
+        Path(path).write_text(tomli_w.dumps(self.model_dump(exclude_none=True)), encoding="utf-8")
 
     def replace(self, changes: dict[str, Any]) -> Self:
         """A copy with the fields in `changes` (nested, like the TOML file) changed and all validated again."""
-        return type(self).model_validate(_merged(self.model_dump(), changes))
+        return type(self).model_validate(merged(self.model_dump(), changes))
 
     def logged_steps(self) -> list[int]:
         """The steps, counted from 0, whose loss is reported: each log_every-th, as in the tutorial, and the last."""
         return [*range(self.log_every - 1, self.steps - 1, self.log_every), self.steps - 1]
-
-
-def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    return fields | {
-        name: _merged(fields[name], value) if isinstance(value, dict) and isinstance(fields.get(name), dict) else value
-        for name, value in changes.items()
-    }
-
-
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """A validation error of `model` on one line: the field, the value given, and what is allowed."""
-    first, *others = error.errors(include_url=False)
-    field = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "extra_forbidden":
-            message = (
-                f"{field} is not a field; allowed here: {', '.join(_table(model, first['loc'][:-1]).model_fields)}"
-            )
-        case "model_type":
-            allowed = ", ".join(_table(model, first["loc"]).model_fields)
-            message = f"{field} = {first['input']!r}: it must be a table with {allowed}"
-        case "value_error":
-            message = f"{field}: {first['ctx']['error']}".removeprefix(": ")
-        case "missing":
-            message = f"{field} is missing"
-        case _:
-            message = f"{field} = {first['input']!r}: {first['msg'].replace('Input should be', 'it must be')}"
-    return message + (f" (and {len(others)} more)" if others else "")
-
-
-def _table(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model of the table at a path of field names."""
-    for name in path:
-        table = model.model_fields[str(name)].annotation
-        assert isinstance(table, type)
-        model = table
-    return model

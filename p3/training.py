@@ -2,46 +2,92 @@
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import NamedTuple, Protocol, SupportsFloat, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 
 from p3.errors import DivergenceError
 from p3.spec import TrainingSpec
 
-# In the framework's own arrays.
-Coefficients = TypeVar("Coefficients", bound=Mapping[str, SupportsFloat])
+# Coefficients, and what the optimizer remembers of each, in the framework's own arrays.
+Carry = TypeVar("Carry")
 Progress = Callable[[int, float], None]
+Coefficients = dict[str, float]
+State = dict[str, dict[str, float]]
+
+# Of each step: how many came before it, its learning rate, and the points that it sees if those are not all.
+Steps = Mapping[str, Float[np.ndarray, "steps"] | Int[np.ndarray, "steps batch"]]
+
+# What is recorded of each step: the loss before it, and, if the specification says `trace`, its learning rate, and by
+# fours, for a to d, the coefficients before it, their gradients and their updates.
+Record = Mapping[str, Float[np.ndarray, "steps *coefficients"]]
+TRACES = ("learning_rate", "coefficients", "gradients", "updates")
 
 EAGERLY = "jit = true, but the loop runs eagerly"
 
 
 @runtime_checkable
-class Piece(Protocol[Coefficients]):
+class Piece(Protocol[Carry]):
     """Some steps in a row."""
 
-    def __call__(
-        self, coefficients: Coefficients, learning_rates: Float[np.ndarray, "steps"]
-    ) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
+    def __call__(self, carry: Carry, steps: Steps) -> tuple[Carry, Record]:
         """
-        Make one update for each learning rate; give the coefficients after the last, and the loss before each.
+        Make the steps; give the coefficients and the optimizer's state after the last, and what was recorded of each.
 
-        Returns when both are computed, not before, so that it can be timed from outside.
+        Returns when all is computed, not before, so that it can be timed from outside.
         """
 
 
 class Trained(NamedTuple):
-    """Coefficients after the last update, the loss before each, and the seconds that the steps took."""
+    """Coefficients after the last update, what was recorded of each step, and the seconds that the steps took."""
 
-    coefficients: dict[str, float]
-    losses: Float64[np.ndarray, "steps"]
+    coefficients: Coefficients
+    record: dict[str, Float64[np.ndarray, "steps *coefficients"]]
     seconds: float
 
+    @property
+    def traces(self) -> dict[str, Float64[np.ndarray, "steps *coefficients"]]:
+        """The record without the losses."""
+        return {name: values for name, values in self.record.items() if name != "losses"}
 
-def learning_rates(spec: TrainingSpec, steps: int) -> Float[np.ndarray, "steps"]:
-    """The learning rate of each of the next steps, in the specification's dtype."""
-    return np.full(steps, spec.optimizer.learning_rate, spec.dtype)
+
+def piece_of(
+    spec: TrainingSpec, learning_rates: Float64[np.ndarray, "steps"], first: int, length: int
+) -> dict[str, np.ndarray]:
+    """What the steps from `first` on are told, in the specification's dtype."""
+    steps: dict[str, np.ndarray] = {
+        "count": np.arange(first, first + length, dtype=spec.dtype),
+        "learning_rate": learning_rates[first : first + length].astype(spec.dtype),
+    }
+    if spec.batch_size is not None:
+        steps["batch"] = batches(spec, first, length)
+    return steps
+
+
+def blank_steps(spec: TrainingSpec, length: int) -> dict[str, np.ndarray]:
+    """Steps at a learning rate of 0, to compile for."""
+    return piece_of(spec, np.zeros(length), 0, length)
+
+
+def batches(spec: TrainingSpec, first: int, length: int) -> Int[np.ndarray, "steps batch"]:
+    """
+    The numbers of the points that some steps see, the same in every framework.
+
+    Each time through, the points are shuffled anew and cut into batches; what does not fill one is left out. The
+    shuffle of an epoch depends on the seed and its own number alone, so that any step can be the first.
+    """
+    assert spec.batch_size is not None
+    in_epoch = spec.data.points // spec.batch_size
+    rows = []
+    epoch, orders = -1, np.empty((0, spec.batch_size), np.int32)
+    for step in range(first, first + length):
+        if step // in_epoch != epoch:
+            epoch = step // in_epoch
+            order = np.random.default_rng([spec.seed, epoch]).permutation(spec.data.points)
+            orders = order[: in_epoch * spec.batch_size].reshape(in_epoch, spec.batch_size).astype(np.int32)
+        rows.append(orders[step % in_epoch])
+    return np.stack(rows)
 
 
 def piece_lengths(spec: TrainingSpec) -> list[int]:
@@ -51,7 +97,12 @@ def piece_lengths(spec: TrainingSpec) -> list[int]:
 
 
 def train(
-    spec: TrainingSpec, piece: Piece[Coefficients], coefficients: Coefficients, progress: Progress | None
+    spec: TrainingSpec,
+    piece: Piece[Carry],
+    carry: Carry,
+    learning_rates: Float64[np.ndarray, "steps"],
+    to_floats: Callable[[Carry], tuple[Coefficients, State]],
+    progress: Progress | None,
 ) -> Trained:
     """
     Take all the steps of the specification, in pieces, and call `progress(step, loss)` after each piece.
@@ -61,21 +112,24 @@ def train(
     DivergenceError
         A loss, or a coefficient after the last update, is not finite.
     """
-    losses = np.empty(spec.steps)
+    record: dict[str, np.ndarray] = {}
     seconds = 0.0
     for first in range(0, spec.steps, spec.log_every):
-        rates = learning_rates(spec, min(spec.log_every, spec.steps - first))
+        length = min(spec.log_every, spec.steps - first)
+        steps = piece_of(spec, learning_rates, first, length)
         begin = perf_counter()
-        coefficients, piece_losses = piece(coefficients, rates)
+        carry, recorded = piece(carry, steps)
         seconds += perf_counter() - begin
-        finite = np.isfinite(piece_losses)
+        losses = recorded["losses"]
+        finite = np.isfinite(losses)
         if not finite.all():
             diverged = int(np.argmin(finite))
-            raise DivergenceError(first + diverged, float(piece_losses[diverged]), spec.optimizer.learning_rate)
-        losses[first : first + len(rates)] = piece_losses
+            raise DivergenceError(first + diverged, float(losses[diverged]), float(learning_rates[first + diverged]))
+        for name, values in recorded.items():
+            record.setdefault(name, np.empty((spec.steps, *values.shape[1:])))[first : first + length] = values
         if progress is not None:
-            progress(first + len(rates) - 1, float(piece_losses[-1]))
-    final = {name: float(value) for name, value in coefficients.items()}
-    if not np.isfinite(list(final.values())).all():
-        raise DivergenceError(spec.steps - 1, float(losses[-1]), spec.optimizer.learning_rate)
-    return Trained(final, losses, seconds)
+            progress(first + length - 1, float(losses[-1]))
+    coefficients, _ = to_floats(carry)
+    if not np.isfinite(list(coefficients.values())).all():
+        raise DivergenceError(spec.steps - 1, float(record["losses"][-1]), float(learning_rates[-1]))
+    return Trained(coefficients, record, seconds)

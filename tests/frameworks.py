@@ -12,6 +12,7 @@ import torch
 
 import jaxp3.train
 import torchp3.train
+from p3 import FitResult, TrainingSpec
 from p3.backends import BackendName
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -76,13 +77,9 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, float]]:
     """The model's loss and its four gradients, as `fit` computes them."""
     if backend == "torch":
-        tensors = {
-            name: torch.tensor(value, dtype=torch.from_numpy(x).dtype, requires_grad=True)
-            for name, value in coefficients.items()
-        }
-        value = torchp3.loss(tensors, torch.from_numpy(x), torch.from_numpy(y))
-        value.backward()
-        return value.item(), {name: tensor.grad.item() for name, tensor in tensors.items()}
+        tensors = {name: torch.tensor(value, dtype=torch.from_numpy(x).dtype) for name, value in coefficients.items()}
+        value, of_tensors = torchp3.train.loss_and_gradients(tensors, torch.from_numpy(x), torch.from_numpy(y))
+        return value.item(), {name: gradient.item() for name, gradient in of_tensors.items()}
     with jax.enable_x64(x.dtype == np.float64):
         arrays = {name: jnp.asarray(value, x.dtype) for name, value in coefficients.items()}
         value, gradients = jaxp3.train.loss_and_gradients(arrays, jnp.asarray(x), jnp.asarray(y))
@@ -94,3 +91,10 @@ def forget_compiled() -> None:
     jax.clear_caches()
     torch.compiler.reset()
     torchp3.train.compiled_scan_steps.cache_clear()
+
+
+def fitted_together(spec: TrainingSpec) -> list[FitResult]:
+    """PyTorch's fit and JAX's, as the specification says: compiled, or eager."""
+    results = [torchp3.fit(spec), jaxp3.fit(spec)]
+    assert all(result.compiled == spec.jit for result in results)
+    return results

@@ -25,6 +25,12 @@ ONLY_IN = {
     ("torchp3", "tangent_of"): "jax.jvp gives zeros where nothing depends on an argument; unpack_dual gives None",
     ("jaxp3", "custom_functions"): "found in a jaxpr; PyTorch's are found in autograd's graph, by the operator",
     ("jaxp3", "patched_rules"): "a custom_vjp keeps its rule with itself; PyTorch's are methods, patched one by one",
+    ("torchp3", "undamped"): "torch.optim.SGD knows its first step by a momentum of None; optax's trace adds to 0",
+    ("torchp3", "name_values"): "torch.optim's rules take lists; optax's take any tree",
+    ("jaxp3", "decayed"): "a transform of its own in optax; torch.optim's rules take weight_decay",
+    ("jaxp3", "with_momentum"): "a transform of its own in optax; torch.optim's rules take momentum",
+    ("jaxp3", "scale_by_adagrad"): "optax's has its epsilon inside the root",
+    ("jaxp3", "one_cycle"): "optax's has its top at a whole step",
     ("torchp3", "compiled_scan_steps"): "torch.compile keeps its programs with the wrapper; jax.jit compiles ahead",
 }
 

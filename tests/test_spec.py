@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from p3 import InputError, TrainingSpec
+from p3.optimizers import Adam
 
 
 def test_the_default_is_the_tutorials_problem():
@@ -14,9 +15,22 @@ def test_the_default_is_the_tutorials_problem():
     assert TrainingSpec().model_dump() == {
         "data": {"points": 2000, "low": -3.141592653589793, "high": 3.141592653589793, "target": "sin"},
         "start": {"a": 0.0, "b": -1.0, "c": 0.0, "d": 0.3},
-        "optimizer": {"name": "sgd", "learning_rate": 5e-6},
+        "optimizer": {
+            "name": "sgd",
+            "learning_rate": 5e-6,
+            "weight_decay": 0.0,
+            "clip_norm": None,
+            "clip_value": None,
+            "momentum": 0.0,
+            "dampening": 0.0,
+            "nesterov": False,
+        },
+        "schedule": {"name": "constant"},
+        "batch_size": None,
+        "seed": 0,
         "steps": 2000,
         "log_every": 100,
+        "trace": True,
         "dtype": "float32",
         "device": "auto",
         "jit": True,
@@ -68,7 +82,7 @@ def test_a_specification_is_frozen():
 
 # The file's text, and the one line that comes of it.
 REFUSED = [
-    ("step = 5", "step is not a field; allowed here: data, start, optimizer, steps, log_every, dtype, device, jit"),
+    ("step = 5", "step is not a field; allowed here: data, start, optimizer, schedule, batch_size, seed, steps, log_"),
     ("[data]\npoint = 5", "data.point is not a field; allowed here: points, low, high, target"),
     ("steps = 0", "steps = 0: it must be greater than or equal to 1"),
     ("steps = -3", "steps = -3: it must be greater than or equal to 1"),
@@ -87,7 +101,19 @@ REFUSED = [
     ('[data]\ntarget = "tan"', "data.target = 'tan': it must be 'sin', 'cos', 'exp', 'tanh', 'arctan' or 'cbrt'"),
     ('dtype = "float16"', "dtype = 'float16': it must be 'float32' or 'float64'"),
     ('device = "tpu"', "device = 'tpu': it must be 'cpu', 'gpu' or 'auto'"),
-    ('[optimizer]\nname = "adam"', "optimizer.name = 'adam': it must be 'sgd'"),
+    ('[optimizer]\nname = "Adam"', "optimizer.name = 'Adam': it must be one of 'sgd', 'adam', 'adamw', 'adamax', 'ad"),
+    ('[optimizer]\nname = "nadam"', "optimizer.name = 'nadam' is not the same in both: PyTorch's momentum follows a"),
+    ('[optimizer]\nname = "lbfgs"', "optimizer.name = 'lbfgs' is not the same in both: PyTorch and optax search along"),
+    ('[optimizer]\nname = "adam"\nmomentum = 0.9', "optimizer.momentum is not a field; allowed here: name, learning_r"),
+    ('[optimizer]\nname = "adam"\nbeta1 = 1.0', "optimizer.beta1 = 1.0: it must be less than 1"),
+    ("[optimizer]\nnesterov = true", "optimizer: nesterov needs a momentum above 0, and no dampening"),
+    ("[optimizer]\ndampening = 0.1", "optimizer: dampening needs a momentum above 0"),
+    ("optimizer = 3", "optimizer = 3: it must be a table with name, learning_rate, weight_decay"),
+    ('[schedule]\nname = "linear"', "schedule.name = 'linear': it must be one of 'constant', 'step', 'multi_step'"),
+    ('[schedule]\nname = "multi_step"\nmilestones = [5, 0]', "schedule.milestones.1 = 0: it must be greater than or"),
+    ('steps = 9\n[schedule]\nname = "warmup_cosine"', "schedule.warmup_steps = 100 must be less than the 9 steps of"),
+    ('steps = 3\n[schedule]\nname = "one_cycle"', "schedule.warmup_fraction = 0.3 of 3 steps must be more than one"),
+    ("batch_size = 2001", "batch_size = 2001 is more than data.points = 2000"),
     ('[optimizer]\nlearning_rate = "fast"', "optimizer.learning_rate = 'fast': it must be a valid number"),
     ("[optimizer]\nlearning_rate = 0.0", "optimizer.learning_rate = 0.0: it must be greater than 0"),
     ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate = nan: it must be a finite number"),
@@ -106,6 +132,13 @@ def test_a_bad_file_is_refused_in_one_line(text, message, tmp_path):
     with pytest.raises(InputError) as caught:
         TrainingSpec.from_toml(path)
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_another_optimizer_keeps_nothing_of_the_first():
+    spec = TrainingSpec().replace({"optimizer": {"momentum": 0.9, "learning_rate": 1e-6}})
+    assert spec.replace({"optimizer": {"nesterov": True}}).optimizer.momentum == 0.9
+    assert spec.replace({"optimizer": {"name": "adam"}}).optimizer == Adam()
+    assert spec.replace({"optimizer": {"name": "sgd"}}).optimizer == spec.optimizer
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

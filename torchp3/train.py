@@ -5,62 +5,79 @@ from functools import cache, partial
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._higher_order_ops import scan
+from torch.utils._pytree import tree_map
 
 from p3.data import make_points
 from p3.result import FitResult
 from p3.spec import TrainingSpec
-from p3.training import EAGERLY, Piece, Progress, piece_lengths, train
+from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, piece_lengths, train
 from torchp3.device import describe_device, find_device
 from torchp3.model import Coefficients, loss
-from torchp3.optimizer import update
+from torchp3.optimizer import State, initial_state, update
+from torchp3.schedule import learning_rates
+
+Carry = tuple[Coefficients, State]
 
 
 def loss_and_gradients(
     coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
 ) -> tuple[Float[Tensor, ""], Coefficients]:
-    """The loss, and its gradient with respect to each coefficient."""
-    gradients, value = torch.func.grad_and_value(loss)(coefficients, x, y)
-    return value, gradients
+    """The loss, and its gradient with respect to each coefficient; eagerly by autograd, which costs a third less."""
+    if torch.compiler.is_compiling():
+        gradients, value = torch.func.grad_and_value(loss)(coefficients, x, y)
+        return value, gradients
+    leaves = {name: coefficient.detach().requires_grad_() for name, coefficient in coefficients.items()}
+    value = loss(leaves, x, y)
+    return value.detach(), dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
 
 
 def step(
-    coefficients: Coefficients,
+    spec: TrainingSpec,
+    carry: Carry,
     x: Float[Tensor, "points"],
     y: Float[Tensor, "points"],
-    learning_rate: Float[Tensor, ""],
-) -> tuple[Coefficients, Float[Tensor, ""]]:
-    """One update: the coefficients after it, and the loss before it."""
+    told: dict[str, Tensor],
+) -> tuple[Carry, dict[str, Tensor]]:
+    """One step: the coefficients and the optimizer's state after it, and what is recorded of it."""
+    coefficients, state = carry
+    if "batch" in told:
+        x, y = x[told["batch"]], y[told["batch"]]
     value, gradients = loss_and_gradients(coefficients, x, y)
-    return update(coefficients, gradients, learning_rate), value.clone()  # scan refuses what may be a view
+    updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
+    record = {"losses": value.clone()}  # scan refuses what may be a view
+    if spec.trace:
+        updates = {name: updated[name] - coefficients[name] for name in coefficients}
+        record["learning_rate"] = told["learning_rate"].clone()
+        for name, values in (("coefficients", coefficients), ("gradients", gradients), ("updates", updates)):
+            record[name] = torch.stack(list(values.values()))
+    return (updated, state), record
 
 
 def scan_steps(
-    coefficients: Coefficients,
+    spec: TrainingSpec,
+    carry: Carry,
     x: Float[Tensor, "points"],
     y: Float[Tensor, "points"],
-    learning_rates: Float[Tensor, "steps"],
-) -> tuple[Coefficients, Float[Tensor, "steps"]]:
-    """One update for each learning rate: the coefficients after the last, and the loss before each."""
-    return scan(
-        lambda coefficients, learning_rate: step(coefficients, x, y, learning_rate), coefficients, learning_rates
-    )
+    steps: dict[str, Tensor],
+) -> tuple[Carry, dict[str, Tensor]]:
+    """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
+    return scan(lambda carry, told: step(spec, carry, x, y, told), carry, steps)
 
 
 @cache
-def compiled_scan_steps() -> Any:
+def compiled_scan_steps(spec: TrainingSpec) -> Any:
     """
-    The same, compiled once a process for all numbers of points and steps.
+    The same, compiled once a process for all numbers of points and steps; of the specification only what a step needs.
 
     The C++ wrapper keeps Python out of the loop, which halves its time. Made on the first call, since `torch.compile`
     imports the compiler.
     """
     return torch.compile(
-        scan_steps,
+        partial(scan_steps, spec),
         fullgraph=True,
         dynamic=True,
         recompile_limit=32,  # each dtype and device, one step or more, points as many as steps or not
@@ -69,8 +86,8 @@ def compiled_scan_steps() -> Any:
 
 
 def compile_piece(
-    spec: TrainingSpec, coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
-) -> Piece[Coefficients] | None:
+    spec: TrainingSpec, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
+) -> Piece[Carry] | None:
     """The loop of a piece as one compiled program, or None, and a warning, where PyTorch cannot compile."""
     import torch._dynamo  # the compiler, which takes a second to load
     from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
@@ -78,18 +95,19 @@ def compile_piece(
     if torch._dynamo.config.disable:
         warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=3)
         return None
-    compiled = compiled_scan_steps()
+    compiled = compiled_scan_steps(TrainingSpec(optimizer=spec.optimizer, trace=spec.trace))
 
-    def piece(
-        coefficients: Coefficients, learning_rates: Float[np.ndarray, "steps"]
-    ) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
-        coefficients, losses = compiled(coefficients, x, y, torch.as_tensor(learning_rates, device=x.device))
-        return coefficients, losses.cpu().numpy()
+    def piece(carry: Carry, steps: Steps) -> tuple[Carry, Record]:
+        told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
+        # Dynamic shapes would make inputs of Python's floats too, and round them to float32 on the way into the scan.
+        with torch._dynamo.config.patch(specialize_float=True):
+            carry, record = compiled(carry, x, y, told)
+        return carry, {name: values.cpu().numpy() for name, values in record.items()}
 
     try:
         # torch.compile compiles when it is first called: one program for a single step, and one for any more.
         for length in {min(length, 2) for length in piece_lengths(spec)}:
-            piece(coefficients, np.zeros(length, spec.dtype))
+            piece(carry, blank_steps(spec, length))
     except InductorError as error:
         if not isinstance(error.inner_exception, (InvalidCxxCompiler, CppCompileError)):
             raise
@@ -100,23 +118,22 @@ def compile_piece(
 
 
 def eager_piece(
-    x: Float[Tensor, "points"],
-    y: Float[Tensor, "points"],
-    coefficients: Coefficients,
-    learning_rates: Float[np.ndarray, "steps"],
-) -> tuple[Coefficients, Float[np.ndarray, "steps"]]:
-    """The same loop in Python, one operation at a time, as the tutorial has it."""
-    coefficients = {name: value.detach().clone().requires_grad_() for name, value in coefficients.items()}
-    optimizer = torch.optim.SGD(coefficients.values())
-    losses = []
-    for learning_rate in learning_rates.tolist():
-        optimizer.param_groups[0]["lr"] = learning_rate
-        value = loss(coefficients, x, y)
-        losses.append(value.detach())
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-    return {name: value.detach() for name, value in coefficients.items()}, torch.stack(losses).cpu().numpy()
+    spec: TrainingSpec, x: Float[Tensor, "points"], y: Float[Tensor, "points"], carry: Carry, steps: Steps
+) -> tuple[Carry, Record]:
+    """The same loop in Python, one operation at a time."""
+    told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
+    records = []
+    for row in range(len(steps["count"])):
+        carry, record = step(spec, carry, x, y, {name: values[row] for name, values in told.items()})
+        records.append(record)
+    stacked = {name: torch.stack([record[name] for record in records]).cpu().numpy() for name in records[0]}
+    return carry, stacked
+
+
+def to_floats(carry: Carry) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The coefficients and the optimizer's state as numbers."""
+    coefficients, state = tree_map(float, carry)
+    return coefficients, state
 
 
 def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
@@ -148,21 +165,23 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
         start = {
             name: torch.tensor(value, dtype=x.dtype, device=device) for name, value in spec.start.model_dump().items()
         }
+        carry = start, initial_state(spec.optimizer, start)
         begin = perf_counter()
-        piece = compile_piece(spec, start, x, y) if spec.jit else None
+        piece = compile_piece(spec, carry, x, y) if spec.jit else None
         compiled = piece is not None
         if piece is None:
-            piece = partial(eager_piece, x, y)
-            piece(start, np.zeros(1, spec.dtype))  # a step thrown away, on which libraries load
+            piece = partial(eager_piece, spec, x, y)
+            piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
         compile_seconds = perf_counter() - begin
-        trained = train(spec, piece, start, progress)
+        trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress)
     return FitResult(
         backend="torch",
         spec=spec,
         device=describe_device(device),
         compiled=compiled,
         coefficients=trained.coefficients,
-        losses=trained.losses,
+        losses=trained.record["losses"],
+        traces=trained.traces,
         seconds={"compile": compile_seconds, "run": trained.seconds},
         versions={"torch": torch.__version__},
     )

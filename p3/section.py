@@ -1,0 +1,77 @@
+"""What the tables of the specification have in common, and how a mistake in one is told."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
+
+
+class Section(BaseModel):
+    """Frozen, so that a result can keep its specification; strict, so that `steps = "2000"` is refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True)
+
+
+def named(default: str) -> Discriminator:
+    """Tells the kinds of a table apart by the field `name`, which may be left out for the default one."""
+    return Discriminator(
+        lambda given: given.get("name", default) if isinstance(given, dict) else getattr(given, "name", default)
+    )
+
+
+def kinds(annotation: Any) -> tuple[type[Section], ...]:
+    """The models that a field's value may be one of; none where it is no table."""
+    if get_origin(annotation) is Annotated:
+        return kinds(get_args(annotation)[0])
+    if isinstance(annotation, type):
+        return (annotation,) if issubclass(annotation, Section) else ()
+    return tuple(kind for member in get_args(annotation) for kind in kinds(member))
+
+
+def merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The fields with changes, table by table; a table that gets another `name` keeps nothing of what it was."""
+
+    def change(old: Any, new: Any) -> Any:
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            return new
+        return new if new.get("name", old.get("name")) != old.get("name") else merged(old, new)
+
+    return fields | {name: change(fields.get(name), value) for name, value in changes.items()}
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """A validation error of `model` on one line: the field, the value given, and what is allowed."""
+    first, *others = error.errors(include_url=False)
+    path, table = _resolved(model, first["loc"])
+    field = ".".join(path)
+    match first["type"]:
+        case "extra_forbidden":
+            message = f"{field} is not a field; allowed here: {', '.join(table.model_fields)}"
+        case "model_type":
+            message = f"{field} = {first['input']!r}: it must be a table with {', '.join(table.model_fields)}"
+        case "value_error":
+            message = f"{field}: {first['ctx']['error']}".removeprefix(": ")
+        case "union_tag_invalid":
+            message = f"{field}.name = {first['ctx']['tag']!r}: it must be one of {first['ctx']['expected_tags']}"
+        case "missing":
+            message = f"{field} is missing"
+        case _:
+            message = f"{field} = {first['input']!r}: {first['msg'].replace('Input should be', 'it must be')}"
+    return message + (f" (and {len(others)} more)" if others else "")
+
+
+def _resolved(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The path of field names that an error's location stands for, and the table where it ends."""
+    path: list[str] = []
+    parts: Iterator[str] = map(str, location)
+    for part in parts:
+        path.append(part)
+        choices = kinds(model.model_fields[part].annotation) if part in model.model_fields else ()
+        if len(choices) == 1:
+            model = choices[0]
+        elif choices and (tag := next(parts, None)) is not None:
+            model = next(kind for kind in choices if kind.model_fields["name"].default == tag)
+    return path, model
+
+
+__all__ = ["Section", "Tag", "describe", "kinds", "merged", "named"]
