@@ -1,6 +1,7 @@
 """The training loop: gradient descent on the model's coefficients, compiled or eager."""
 
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
 
@@ -38,6 +39,13 @@ def loss_and_gradients(
     return value, dict(zip(gradients, sums, strict=True))
 
 
+def seen(
+    x: Float[Array, "points"], y: Float[Array, "points"], told: Mapping[str, Array]
+) -> tuple[Float[Array, "seen"], Float[Array, "seen"]]:
+    """The points that a step sees."""
+    return (x[told["batch"]], y[told["batch"]]) if "batch" in told else (x, y)
+
+
 def step(
     spec: TrainingSpec,
     carry: Carry,
@@ -47,9 +55,7 @@ def step(
 ) -> tuple[Carry, dict[str, Array]]:
     """One step: the coefficients and the optimizer's state after it, and what is recorded of it."""
     coefficients, state = carry
-    if "batch" in told:
-        x, y = x[told["batch"]], y[told["batch"]]
-    value, gradients = loss_and_gradients(coefficients, x, y)
+    value, gradients = loss_and_gradients(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
     record = {"losses": value}
     if spec.trace:
@@ -114,6 +120,17 @@ def to_floats(carry: Carry) -> tuple[dict[str, float], dict[str, dict[str, float
     return coefficients, state
 
 
+def place(spec: TrainingSpec) -> tuple[Float[Array, "points"], Float[Array, "points"]]:
+    """The points on the device."""
+    points = make_points(spec)
+    return jnp.asarray(points.x), jnp.asarray(points.y)
+
+
+def place_coefficients(spec: TrainingSpec, coefficients: Mapping[str, float]) -> Coefficients:
+    """The coefficients on the device."""
+    return {name: jnp.asarray(value, spec.dtype) for name, value in coefficients.items()}
+
+
 def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     """
     Fit the specification with JAX and optax.
@@ -138,9 +155,8 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     device = find_device(spec.device)
     # float64 is switched on for this fit alone: the flag is the thread's while the context lasts.
     with jax.enable_x64(spec.dtype == "float64"), jax.default_device(device):
-        points = make_points(spec)
-        x, y = jnp.asarray(points.x), jnp.asarray(points.y)
-        start = {name: jnp.asarray(value, x.dtype) for name, value in spec.start.model_dump().items()}
+        x, y = place(spec)
+        start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)
         begin = perf_counter()
         piece = compile_piece(spec, carry, x, y) if spec.jit else None

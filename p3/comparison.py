@@ -13,6 +13,7 @@ from rich.table import Table
 
 from p3.backends import BACKENDS
 from p3.data import make_points
+from p3.divergence import Divergence, first_divergence
 from p3.errors import InputError
 from p3.exact import BestFit, best_fit
 from p3.result import FitResult
@@ -25,7 +26,8 @@ class Comparison:
     Two results of one problem, and whether they differ by more than rounding.
 
     They agree when √loss before every update, and every coefficient after the last, are within the tolerances
-    `ROOT_LOSS` and `COEFFICIENTS`, in epsilons of the coarser dtype of the two.
+    `ROOT_LOSS` and `COEFFICIENTS`, in epsilons of the coarser dtype of the two. A descent may make more than that of a
+    rounding; then they agree when every step does what it should of its own numbers.
     """
 
     a: FitResult
@@ -34,10 +36,27 @@ class Comparison:
     @property
     def ok(self) -> bool:
         """Whether they agree."""
-        return self.first_divergence is None and self.coefficient_difference <= COEFFICIENTS.epsilons
+        if self.within_tolerance:
+            return True
+        return self.is_traced and self.first_divergence is None
 
     @property
-    def first_divergence(self) -> int | None:
+    def within_tolerance(self) -> bool:
+        """Whether losses and coefficients are."""
+        return self.first_apart is None and self.coefficient_difference <= COEFFICIENTS.epsilons
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether every step of both was recorded, by runs of one dtype."""
+        return bool(self.a.traces and self.b.traces and self.a.spec.dtype == self.b.spec.dtype)
+
+    @cached_property
+    def first_divergence(self) -> Divergence | None:
+        """The first step, and what in it, that parts them by more than rounding; None where nothing is known to."""
+        return None if self.within_tolerance or not self.is_traced else first_divergence(self.a, self.b)
+
+    @property
+    def first_apart(self) -> int | None:
         """The first step, counted from 0, before which √loss is further apart than the tolerance; None if none is."""
         beyond = ~(self.root_loss_differences <= ROOT_LOSS.epsilons)  # so that NaN is beyond every tolerance
         return int(np.argmax(beyond)) if beyond.any() else None
@@ -80,18 +99,22 @@ class Comparison:
             f"tolerance: √loss within {ROOT_LOSS.epsilons} {self.dtype} epsilons of {ROOT_LOSS.of}, "
             f"coefficients within {COEFFICIENTS.epsilons} of {COEFFICIENTS.of}"
         )
-        if self.ok:
+        if self.within_tolerance:
             return (
                 f"agree: √loss at every step within {self.root_loss_differences.max():.2g} epsilons, coefficients "
                 f"within {self.coefficient_difference:.2g}; {rule}"
             )
-        if self.first_divergence is not None:
-            return (
-                f"differ: before step {self.first_divergence} √loss is "
-                f"{self.root_loss_differences[self.first_divergence]:.3g} epsilons apart, and "
-                f"{self.root_loss_differences.max():.3g} at the worst; {rule}"
+        apart = f"the coefficients are {self.coefficient_difference:.3g} epsilons apart"
+        if self.first_apart is not None:
+            apart = (
+                f"before step {self.first_apart} √loss is {self.root_loss_differences[self.first_apart]:.3g} epsilons "
+                f"apart, and {self.root_loss_differences.max():.3g} at the worst"
             )
-        return f"differ: the coefficients are {self.coefficient_difference:.3g} epsilons apart; {rule}"
+        if not self.is_traced:
+            return f"differ: {apart}; {rule}; to see why, fit both in one dtype with trace = true"
+        if self.first_divergence is None:
+            return f"agree step by step: {apart}, by rounding alone: each step is right for its own numbers; {rule}"
+        return f"differ: {self.first_divergence}; {apart}; {rule}"
 
     def __rich__(self) -> Group:
         """The table of a terminal."""
@@ -139,11 +162,12 @@ def compare(a: FitResult, b: FitResult) -> Comparison:
     Raises
     ------
     InputError
-        The results differ in the data, the start, the optimizer or the number of steps, and so are of two problems.
+        The results differ in the data, the start, the steps or what decides them, and so are of two problems.
     """
-    for field in ("data", "start", "optimizer", "steps"):
-        of_a, of_b = ({field: result.spec.model_dump()[field]} for result in (a, b))
-        for (path, value_a), (_, value_b) in zip(_leaves(of_a), _leaves(of_b), strict=True):
+    for field in ("data", "start", "optimizer", "schedule", "batch_size", "seed", "steps"):
+        leaves_a, leaves_b = (dict(_leaves({field: result.spec.model_dump()[field]})) for result in (a, b))
+        for path in leaves_a | leaves_b:
+            value_a, value_b = (leaves.get(path, "not there") for leaves in (leaves_a, leaves_b))
             if value_a != value_b:
                 raise InputError(
                     f"the results are of different problems: {path} is {value_a} in one and {value_b} in the other"

@@ -57,23 +57,50 @@ def best_fit(points: Points) -> BestFit:
     return BestFit(loss, {"a": float(a), "b": float(b), "c": float(c), "d": float(d)})
 
 
-def gradient_terms(coefficients: Mapping[str, float], points: Points) -> dict[str, Float[np.ndarray, "points"]]:
+class Chain(NamedTuple):
     """
-    The chain rule by hand: for each coefficient the terms, one a point, whose sum is ∂loss/∂coefficient.
+    Every link of the chain rule by hand, point by point, in extended precision where the platform has it.
 
-    With z = c + d·x and the residual r = a + b·P3(z) − y,
+    Attributes
+    ----------
+    z : c + d·x
+    value, slope : P3(z) and P3'(z)
+    prediction : ŷ = a + b·P3(z)
+    residual : r = ŷ − y
+    terms : of each coefficient's gradient, the sum over the points of
 
-        ∂/∂a: 2r    ∂/∂b: 2r·P3(z)    ∂/∂c: 2r·b·P3'(z)    ∂/∂d: 2r·b·P3'(z)·x
+            ∂/∂a: 2r    ∂/∂b: 2r·P3(z)    ∂/∂c: 2r·b·P3'(z)    ∂/∂d: 2r·b·P3'(z)·x
 
-    in extended precision where the platform has it. The size of the largest term is the scale of the sum's rounding.
+    sizes : of the terms, with |a| + |b|·(5|z|³ + 3|z|)/2 + |y| for |r|: what their rounding is relative to, though they
+        cancel
     """
-    a, b, c, d = (np.longdouble(coefficients[name]) for name in "abcd")
+
+    z: Float[np.ndarray, "*steps points"]
+    value: Float[np.ndarray, "*steps points"]
+    slope: Float[np.ndarray, "*steps points"]
+    prediction: Float[np.ndarray, "*steps points"]
+    residual: Float[np.ndarray, "*steps points"]
+    terms: dict[str, Float[np.ndarray, "*steps points"]]
+    sizes: dict[str, Float[np.ndarray, "*steps points"]]
+
+
+def chain(coefficients: Mapping[str, float | Float[np.ndarray, "*steps"]], points: Points) -> Chain:
+    """The chain rule at some coefficients, or at those of several steps at once; with points for all, or for each."""
+    a, b, c, d = (np.asarray(coefficients[name], np.longdouble)[..., None] for name in "abcd")
     x, y = points.x.astype(np.longdouble), points.y.astype(np.longdouble)
     z = c + d * x
-    residual = a + b * P3(z) - y
-    return {
-        "a": 2 * residual,
-        "b": 2 * residual * P3(z),
-        "c": 2 * residual * b * P3.deriv()(z),
-        "d": 2 * residual * b * P3.deriv()(z) * x,
-    }
+    value, slope = P3(z), P3.deriv()(z)
+    prediction = a + b * value
+    residual = prediction - y
+    size = np.abs(a) + np.abs(b) * (2.5 * np.abs(z) ** 3 + 1.5 * np.abs(z)) + np.abs(y)
+
+    def terms(r: Float[np.ndarray, "*steps points"]) -> dict[str, Float[np.ndarray, "*steps points"]]:
+        return {"a": 2 * r, "b": 2 * r * value, "c": 2 * r * b * slope, "d": 2 * r * b * slope * x}
+
+    sizes = {name: np.abs(values) for name, values in terms(size).items()}
+    return Chain(z, value, slope, prediction, residual, terms(residual), sizes)
+
+
+def gradient_terms(coefficients: Mapping[str, float], points: Points) -> dict[str, Float[np.ndarray, "points"]]:
+    """For each coefficient the terms, one a point, whose sum is ∂loss/∂coefficient, as `Chain` has them."""
+    return chain(coefficients, points).terms

@@ -65,6 +65,25 @@ GRADIENT = Tolerance(
     "a rounding or two in each term, and one at each level of a pairwise sum; measured: at most 1.1",
 )
 
+STEP_GRADIENT = Tolerance(
+    4,
+    "the sum over the points of the terms' sizes, with the largest numbers that the residual is a difference of",
+    "as for GRADIENT, and where the residual nearly cancels its own rounding is that of those numbers",
+)
+
+LEARNING_RATE = Tolerance(
+    4,
+    "the largest learning rate of the run",
+    "computed in float64 from one formula and rounded once; the rest is room for another cosine. Measured: at most 1",
+)
+
+UPDATE = Tolerance(
+    32,
+    "the coefficient, the largest update of it so far, and what parts float32's from float64's in float32's epsilons",
+    "the update is a difference of coefficients, exact to their rounding; what the optimizer makes of rounding is as "
+    "many epsilons in one dtype as in the other, give or take luck",
+)
+
 PARITY = Tolerance(
     32,
     "|result| and its change when every input changes by its own size, from the reference in float64",

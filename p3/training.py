@@ -52,6 +52,16 @@ class Trained(NamedTuple):
         return {name: values for name, values in self.record.items() if name != "losses"}
 
 
+class Observation(NamedTuple):
+    """What a framework makes of one step: the points that it sees, and what it computes of them."""
+
+    x: Float64[np.ndarray, "points"]
+    y: Float64[np.ndarray, "points"]
+    prediction: Float64[np.ndarray, "points"]
+    loss: float
+    gradients: Coefficients
+
+
 def piece_of(
     spec: TrainingSpec, learning_rates: Float64[np.ndarray, "steps"], first: int, length: int
 ) -> dict[str, np.ndarray]:
@@ -65,9 +75,9 @@ def piece_of(
     return steps
 
 
-def blank_steps(spec: TrainingSpec, length: int) -> dict[str, np.ndarray]:
-    """Steps at a learning rate of 0, to compile for."""
-    return piece_of(spec, np.zeros(length), 0, length)
+def blank_steps(spec: TrainingSpec, length: int, first: int = 0) -> dict[str, np.ndarray]:
+    """Steps at a learning rate of 0, to compile for, or to look at."""
+    return piece_of(spec, np.zeros(first + length), first, length)
 
 
 def batches(spec: TrainingSpec, first: int, length: int) -> Int[np.ndarray, "steps batch"]:

@@ -51,9 +51,10 @@ def test_a_loss_beyond_the_tolerance_is_the_first_divergence(results, beyond):
     losses[200] = (np.sqrt(losses[200]) + beyond * ROOT_LOSS.bound("float32", size)) ** 2
     losses[250] = 2 * losses[250] if beyond > 1 else losses[250]
     comparison = compare(a, with_losses(a, losses))
-    assert comparison.first_divergence == (200 if beyond > 1 else None)
+    assert comparison.first_apart == (200 if beyond > 1 else None)
     assert comparison.ok == (beyond < 1)
-    assert ("differ: before step 200 " in comparison.verdict) == (beyond > 1)
+    assert ("differ: rounding: at step 200 PyTorch's loss is " in comparison.verdict) == (beyond > 1)
+    assert ("; before step 200 √loss is " in comparison.verdict) == (beyond > 1)
 
 
 @pytest.mark.parametrize("beyond", [0.9, 1.1])
@@ -62,9 +63,12 @@ def test_a_coefficient_beyond_the_tolerance(results, beyond):
     size = max(map(abs, a.coefficients.values()))
     coefficients = a.coefficients | {"d": a.coefficients["d"] + beyond * COEFFICIENTS.bound("float32", size)}
     comparison = compare(a, a.model_copy(update={"coefficients": coefficients}))
-    assert comparison.first_divergence is None
+    assert comparison.first_apart is None
     assert comparison.ok == (beyond < 1)
-    assert comparison.verdict.startswith("agree: " if beyond < 1 else "differ: the coefficients are ")
+    assert comparison.verdict.startswith(
+        "agree: " if beyond < 1 else "differ: not reproduced: at step 299 PyTorch's coe"
+    )
+    assert ("; the coefficients are " in comparison.verdict) == (beyond > 1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

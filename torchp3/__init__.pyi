@@ -1,4 +1,6 @@
 from .adapter import as_operator as as_operator
+from .inspection import observe as observe
+from .inspection import replay as replay
 from .model import loss as loss
 from .model import predict as predict
 from .operator import LegendrePolynomial3 as LegendrePolynomial3

@@ -1,6 +1,7 @@
 """The training loop: gradient descent on the model's coefficients, compiled or eager."""
 
 import warnings
+from collections.abc import Mapping
 from functools import cache, partial
 from time import perf_counter
 from typing import Any
@@ -35,6 +36,13 @@ def loss_and_gradients(
     return value.detach(), dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
 
 
+def seen(
+    x: Float[Tensor, "points"], y: Float[Tensor, "points"], told: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, "seen"], Float[Tensor, "seen"]]:
+    """The points that a step sees."""
+    return (x[told["batch"]], y[told["batch"]]) if "batch" in told else (x, y)
+
+
 def step(
     spec: TrainingSpec,
     carry: Carry,
@@ -44,9 +52,7 @@ def step(
 ) -> tuple[Carry, dict[str, Tensor]]:
     """One step: the coefficients and the optimizer's state after it, and what is recorded of it."""
     coefficients, state = carry
-    if "batch" in told:
-        x, y = x[told["batch"]], y[told["batch"]]
-    value, gradients = loss_and_gradients(coefficients, x, y)
+    value, gradients = loss_and_gradients(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
     record = {"losses": value.clone()}  # scan refuses what may be a view
     if spec.trace:
@@ -136,6 +142,18 @@ def to_floats(carry: Carry) -> tuple[dict[str, float], dict[str, dict[str, float
     return coefficients, state
 
 
+def place(spec: TrainingSpec) -> tuple[Float[Tensor, "points"], Float[Tensor, "points"]]:
+    """The points on the device."""
+    points, device = make_points(spec), find_device(spec.device)
+    return torch.as_tensor(points.x, device=device), torch.as_tensor(points.y, device=device)
+
+
+def place_coefficients(spec: TrainingSpec, coefficients: Mapping[str, float]) -> Coefficients:
+    """The coefficients on the device."""
+    dtype, device = getattr(torch, spec.dtype), find_device(spec.device)
+    return {name: torch.tensor(value, dtype=dtype, device=device) for name, value in coefficients.items()}
+
+
 def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     """
     Fit the specification with PyTorch and torch.optim.
@@ -160,11 +178,8 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     device = find_device(spec.device)
     # Gradients are on for this fit alone, whatever the caller has switched off.
     with torch.inference_mode(False), torch.enable_grad():
-        points = make_points(spec)
-        x, y = torch.as_tensor(points.x, device=device), torch.as_tensor(points.y, device=device)
-        start = {
-            name: torch.tensor(value, dtype=x.dtype, device=device) for name, value in spec.start.model_dump().items()
-        }
+        x, y = place(spec)
+        start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)
         begin = perf_counter()
         piece = compile_piece(spec, carry, x, y) if spec.jit else None

@@ -1,0 +1,48 @@
+"""A run looked at step by step: what a step computes, and what the optimizer makes of recorded gradients."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float64
+
+from jaxp3 import model, train
+from jaxp3.device import find_device
+from jaxp3.optimizer import State, initial_state, update
+from jaxp3.train import place_coefficients
+from p3.spec import TrainingSpec
+from p3.training import Observation, blank_steps
+
+
+def observe(spec: TrainingSpec, number: int, coefficients: Mapping[str, float]) -> Observation:
+    """What a step of the specification, by its number, computes at some coefficients; eagerly. Raises as `fit` does."""
+    with jax.enable_x64(spec.dtype == "float64"), jax.default_device(find_device(spec.device)):
+        x, y = train.place(spec)
+        told = {name: jnp.asarray(values[0]) for name, values in blank_steps(spec, 1, number).items()}
+        x, y = train.seen(x, y, told)
+        placed = place_coefficients(spec, coefficients)
+        value, gradients = train.loss_and_gradients(placed, x, y)
+        arrays = (np.asarray(array, np.float64) for array in (x, y, model.predict(placed, x)))
+        return Observation(*arrays, float(value), {name: float(gradient) for name, gradient in gradients.items()})
+
+
+def replay(spec: TrainingSpec, traces: Mapping[str, Float64[np.ndarray, "steps *coefficients"]]) -> np.ndarray:
+    """The updates, shape (steps, 4), that the rule makes of recorded gradients. Raises as `fit` does."""
+    with jax.enable_x64(spec.dtype == "float64"), jax.default_device(find_device(spec.device)):
+        told = {
+            name: jnp.asarray(traces[name], spec.dtype) for name in ("coefficients", "gradients", "learning_rate")
+        } | {"count": jnp.arange(spec.steps, dtype=spec.dtype)}
+
+        def one(state: State, told: dict[str, Array]) -> tuple[State, Array]:
+            coefficients, gradients = (
+                dict(zip("abcd", told[name], strict=True)) for name in ("coefficients", "gradients")
+            )
+            updated, state = update(
+                spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"]
+            )
+            return state, jnp.stack([updated[name] - coefficients[name] for name in "abcd"])
+
+        start = place_coefficients(spec, spec.start.model_dump())
+        return np.asarray(jax.lax.scan(one, initial_state(spec.optimizer, start), told)[1], np.float64)

@@ -1,0 +1,43 @@
+"""A run looked at step by step: what a step computes, and what the optimizer makes of recorded gradients."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from p3.spec import TrainingSpec
+from p3.training import Observation, blank_steps
+from torchp3 import model, train
+from torchp3.optimizer import initial_state, update
+from torchp3.train import place_coefficients
+
+
+def observe(spec: TrainingSpec, number: int, coefficients: Mapping[str, float]) -> Observation:
+    """What a step of the specification, by its number, computes at some coefficients; eagerly. Raises as `fit` does."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y = train.place(spec)
+        told = {name: torch.as_tensor(values[0]) for name, values in blank_steps(spec, 1, number).items()}
+        x, y = train.seen(x, y, told)
+        placed = place_coefficients(spec, coefficients)
+        value, gradients = train.loss_and_gradients(placed, x, y)
+        arrays = (array.cpu().numpy().astype(np.float64) for array in (x, y, model.predict(placed, x)))
+        return Observation(*arrays, float(value), {name: float(gradient) for name, gradient in gradients.items()})
+
+
+def replay(spec: TrainingSpec, traces: Mapping[str, Float64[np.ndarray, "steps *coefficients"]]) -> np.ndarray:
+    """The updates, shape (steps, 4), that the rule makes of recorded gradients. Raises as `fit` does."""
+    with torch.inference_mode(False), torch.no_grad():
+        state = initial_state(spec.optimizer, place_coefficients(spec, spec.start.model_dump()))
+        told = [
+            [place_coefficients(spec, dict(zip("abcd", row, strict=True))) for row in traces[name].tolist()]
+            for name in ("coefficients", "gradients")
+        ]
+        rates = torch.as_tensor(traces["learning_rate"].astype(spec.dtype))
+        updates = []
+        for count, (coefficients, gradients) in enumerate(zip(*told, strict=True)):
+            updated, state = update(
+                spec.optimizer, coefficients, gradients, state, torch.tensor(count, dtype=rates.dtype), rates[count]
+            )
+            updates.append(torch.stack([updated[name] - coefficients[name] for name in "abcd"]))
+        return torch.stack(updates).cpu().numpy().astype(np.float64)
