@@ -1,6 +1,8 @@
 """The commands: `torchp3` and `jaxp3` fit a specification, `p3 compare` fits it with both."""
 
 import os
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from p3 import parity
 from p3.backends import BACKENDS, BackendName, load
+from p3.checkpoint import Checkpoint
 from p3.comparison import compare
 from p3.errors import DivergenceError, InputError
 from p3.flags import specification, specification_flags
@@ -69,25 +72,58 @@ def progress_bar(title: str, spec: TrainingSpec) -> Iterator[Callable[[int, floa
         yield lambda step, loss: bar.update(task, completed=step + 1, description=f"{title}: loss {loss:.6g}")
 
 
-def fit(backend: BackendName, spec: TrainingSpec, report: Callable[[int, float], None] | None = None) -> FitResult:
+@contextmanager
+def interrupts_noted(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Whether there was an interrupt, which does nothing else if that is wanted; a second one is an interrupt again."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, previous)
+        noted.append(number)
+
+    previous = signal.getsignal(signal.SIGINT)
+    if wanted:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def fit(
+    backend: BackendName,
+    spec: TrainingSpec,
+    report: Callable[[int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> FitResult:
     """The backend's fit, with a progress bar, and `report(step, loss)` as the steps are done."""
     package = load(backend)
-    with progress_bar(BACKENDS[backend].title, spec) as show:
+    with (
+        progress_bar(BACKENDS[backend].title, spec) as show,
+        interrupts_noted(checkpoint is not None) as interrupted,
+    ):
 
         def progress(step: int, loss: float) -> None:
             show(step, loss)
             if report is not None:
                 report(step, loss)
+            if checkpoint is not None and interrupted() and step + 1 < spec.steps:
+                again = f"{BACKENDS[backend].package} --checkpoint {shlex.quote(str(checkpoint.directory))} --resume"
+                raise click.exceptions.Abort(f"interrupted; saved up to step {step}: go on with {again}")
 
-        result: FitResult = package.fit(spec, progress)
+        result: FitResult = package.fit(spec, progress, checkpoint)
     return result
 
 
 def fit_command(backend: BackendName) -> click.Command:
     """`torchp3` or `jaxp3`."""
 
-    def callback(spec_file: str | None, output: Path | None, **flags: Any) -> int:
-        result = fit(backend, specification(spec_file, flags), lambda step, loss: click.echo(f"{step} {loss}"))
+    def callback(spec_file: str | None, output: Path | None, checkpoint: str | None, resume: bool, **flags: Any) -> int:
+        if resume and checkpoint is None:
+            raise InputError("--resume needs the directory of the run; give it with --checkpoint")
+        saved = Checkpoint(checkpoint, resume) if checkpoint is not None else None
+        spec = specification(spec_file, flags, saved.specification() if saved is not None else None)
+        result = fit(backend, spec, lambda step, loss: click.echo(f"{step} {loss}"), saved)
         click.echo(result)
         if output:
             result.save(output)
@@ -100,6 +136,12 @@ def fit_command(backend: BackendName) -> click.Command:
             click.Argument(["spec_file"], metavar="[SPEC.toml]", required=False),
             *specification_flags(),
             click.Option(["--output"], metavar="RESULT.json", callback=writable, help="Save the result."),
+            click.Option(["--checkpoint"], metavar="DIR", help="Save the run there, once in log_every steps."),
+            click.Option(
+                ["--resume"],
+                is_flag=True,
+                help="Go on with the run in --checkpoint, of either framework, by its own specification.",
+            ),
         ],
         help=f"""
 Fit y = target(x) by a + b P3(c + d x) with {BACKENDS[backend].title}, where P3(x) = (5x³ - 3x)/2.
@@ -289,8 +331,8 @@ def run(command: click.Command) -> NoReturn:
     except DivergenceError as error:
         complain(error)
         code = 1
-    except click.Abort:
-        complain("interrupted")
+    except click.Abort as error:
+        complain(str(error) or "interrupted")
         code = 130
     sys.exit(code)
 

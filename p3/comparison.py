@@ -1,10 +1,8 @@
 """Two fits side by side."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -17,6 +15,7 @@ from p3.divergence import Divergence, first_divergence
 from p3.errors import InputError
 from p3.exact import BestFit, best_fit
 from p3.result import FitResult
+from p3.section import first_difference
 from p3.tolerance import COEFFICIENTS, ROOT_LOSS
 
 
@@ -164,20 +163,8 @@ def compare(a: FitResult, b: FitResult) -> Comparison:
     InputError
         The results differ in the data, the start, the steps or what decides them, and so are of two problems.
     """
-    for field in ("data", "start", "optimizer", "schedule", "batch_size", "seed", "steps"):
-        leaves_a, leaves_b = (dict(_leaves({field: result.spec.model_dump()[field]})) for result in (a, b))
-        for path in leaves_a | leaves_b:
-            value_a, value_b = (leaves.get(path, "not there") for leaves in (leaves_a, leaves_b))
-            if value_a != value_b:
-                raise InputError(
-                    f"the results are of different problems: {path} is {value_a} in one and {value_b} in the other"
-                )
+    difference = first_difference(a.spec, b.spec, ignoring=("log_every", "trace", "dtype", "device", "jit"))
+    if difference is not None:
+        field, of_a, of_b = difference
+        raise InputError(f"the results are of different problems: {field} is {of_a} in one and {of_b} in the other")
     return Comparison(a, b)
-
-
-def _leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -87,9 +87,9 @@ def _members(annotation: Any) -> Iterator[FieldInfo]:
         yield from (part for part in getattr(member, "__metadata__", ()) if isinstance(part, FieldInfo))
 
 
-def specification(spec_file: str | None, flags: dict[str, Any]) -> TrainingSpec:
+def specification(spec_file: str | None, flags: dict[str, Any], default: TrainingSpec | None = None) -> TrainingSpec:
     """The file's specification, or the default one, with the flags that were given laid over it."""
-    spec = TrainingSpec() if spec_file is None else TrainingSpec.from_toml(spec_file)
+    spec = (default or TrainingSpec()) if spec_file is None else TrainingSpec.from_toml(spec_file)
     changes: dict[str, Any] = {}
     for path, value in flags.items():
         if value is not None:

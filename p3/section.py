@@ -1,6 +1,6 @@
 """What the tables of the specification have in common, and how a mistake in one is told."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
@@ -39,6 +39,25 @@ def merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return fields | {name: change(fields.get(name), value) for name, value in changes.items()}
 
 
+def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field that is no table, by its dotted path."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def first_difference(a: Section, b: Section, ignoring: Collection[str]) -> tuple[str, Any, Any] | None:
+    """The path of the first field that differs, and both values."""
+    of_a, of_b = (dict(leaves(section.model_dump(exclude=set(ignoring)))) for section in (a, b))
+    for path in of_a | of_b:
+        values = of_a.get(path, "not there"), of_b.get(path, "not there")
+        if values[0] != values[1]:
+            return path, *values
+    return None
+
+
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """A validation error of `model` on one line: the field, the value given, and what is allowed."""
     first, *others = error.errors(include_url=False)
@@ -74,4 +93,4 @@ def _resolved(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[
     return path, model
 
 
-__all__ = ["Section", "Tag", "describe", "kinds", "merged", "named"]
+__all__ = ["Section", "Tag", "describe", "first_difference", "kinds", "leaves", "merged", "named"]

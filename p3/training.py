@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from p3.checkpoint import Checkpoint, Saved
 from p3.errors import DivergenceError
 from p3.spec import TrainingSpec
 
@@ -113,9 +114,13 @@ def train(
     learning_rates: Float64[np.ndarray, "steps"],
     to_floats: Callable[[Carry], tuple[Coefficients, State]],
     progress: Progress | None,
+    checkpoint: Checkpoint | None = None,
+    saved: Saved | None = None,
 ) -> Trained:
     """
     Take all the steps of the specification, in pieces, and call `progress(step, loss)` after each piece.
+
+    Each piece is saved to the checkpoint before that; those that were saved are not taken again.
 
     Raises
     ------
@@ -123,8 +128,13 @@ def train(
         A loss, or a coefficient after the last update, is not finite.
     """
     record: dict[str, np.ndarray] = {}
-    seconds = 0.0
-    for first in range(0, spec.steps, spec.log_every):
+    seconds, done = 0.0, 0
+    if saved is not None:
+        done = saved.steps
+        for name, values in saved.record.items():
+            record[name] = np.empty((spec.steps, *values.shape[1:]))
+            record[name][:done] = values
+    for first in range(done, spec.steps, spec.log_every):
         length = min(spec.log_every, spec.steps - first)
         steps = piece_of(spec, learning_rates, first, length)
         begin = perf_counter()
@@ -137,6 +147,8 @@ def train(
             raise DivergenceError(first + diverged, float(losses[diverged]), float(learning_rates[first + diverged]))
         for name, values in recorded.items():
             record.setdefault(name, np.empty((spec.steps, *values.shape[1:])))[first : first + length] = values
+        if checkpoint is not None:
+            checkpoint.write(spec, first, *to_floats(carry), recorded)
         if progress is not None:
             progress(first + length - 1, float(losses[-1]))
     coefficients, _ = to_floats(carry)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from functools import cache, partial
+from os import PathLike
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch._higher_order_ops import scan
 from torch.utils._pytree import tree_map
 
+from p3.checkpoint import Checkpoint
 from p3.data import make_points
 from p3.result import FitResult
 from p3.spec import TrainingSpec
@@ -154,7 +156,9 @@ def place_coefficients(spec: TrainingSpec, coefficients: Mapping[str, float]) ->
     return {name: torch.tensor(value, dtype=dtype, device=device) for name, value in coefficients.items()}
 
 
-def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
+def fit(
+    spec: TrainingSpec, progress: Progress | None = None, checkpoint: str | PathLike[str] | Checkpoint | None = None
+) -> FitResult:
     """
     Fit the specification with PyTorch and torch.optim.
 
@@ -162,11 +166,13 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     ----------
     spec : what to fit
     progress : called as progress(step, loss) each log_every steps, and at the last
+    checkpoint : a new directory to save each of these pieces in; or a `Checkpoint`, of a run that goes on if it is to
 
     Raises
     ------
     InputError
-        The points are not finite in the specification's dtype, or there is no such device.
+        The points are not finite in the specification's dtype; there is no such device; or the checkpoint is of
+        another specification, or not whole.
     DivergenceError
         A loss or a coefficient is not finite.
 
@@ -175,12 +181,18 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
     RuntimeWarning
         `jit = true`, and torch.compile is disabled or finds no working C++ compiler: the fit runs eagerly.
     """
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    saved = checkpoint.read(spec) if checkpoint is not None else None
     device = find_device(spec.device)
     # Gradients are on for this fit alone, whatever the caller has switched off.
     with torch.inference_mode(False), torch.enable_grad():
         x, y = place(spec)
         start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)
+        if saved is not None:
+            state = {name: place_coefficients(spec, values) for name, values in saved.state.items()}
+            carry = place_coefficients(spec, saved.coefficients), state
         begin = perf_counter()
         piece = compile_piece(spec, carry, x, y) if spec.jit else None
         compiled = piece is not None
@@ -188,7 +200,7 @@ def fit(spec: TrainingSpec, progress: Progress | None = None) -> FitResult:
             piece = partial(eager_piece, spec, x, y)
             piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
         compile_seconds = perf_counter() - begin
-        trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress)
+        trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, checkpoint, saved)
     return FitResult(
         backend="torch",
         spec=spec,
