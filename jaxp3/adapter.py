@@ -76,8 +76,9 @@ class FunctionOperator:
     name: str
     differentiable: tuple[int, ...] | None
     static: dict[str, Any]
+    one_by_one: bool = False  # the gradient of each output by each argument alone, all others constant
     is_compiled: bool = False
-    is_batched: bool = False
+    batch: tuple[int, ...] = ()  # the arguments that have one more axis in front
     factor: float = 1.0
 
     @property
@@ -91,13 +92,13 @@ class FunctionOperator:
             return self.differentiable
         return tuple(i for i, x in enumerate(inputs) if is_inexact(x))
 
-    def batched(self) -> Operator:
+    def batched(self, arguments: tuple[int, ...]) -> Operator:
         """By `jax.vmap`."""
-        return replace(self, is_batched=True)
+        return replace(self, batch=arguments)
 
     def transformed(self) -> dict[str, Operator]:
-        """JAX has one way to differentiate."""
-        return {}
+        """JAX has one way to differentiate, in which other rules run for what is constant."""
+        return {"one output and argument at a time": replace(self, one_by_one=True)}
 
     def compiled(self) -> dict[str, Operator]:
         """By `jax.jit`."""
@@ -128,10 +129,23 @@ class FunctionOperator:
         """float64 and complex128 are switched on for a call that is given them, and for no other."""
         return jax.enable_x64(any(x.dtype.name in ("float64", "complex128") for group in groups for x in group))
 
+    def alone(self, argument: int, output: int) -> "FunctionOperator":
+        """One differentiable output as a function of one argument."""
+
+        def one(*arrays: Array, **static: Any) -> Array:
+            return [y for y in outputs(self.f(*arrays, **static), self.name) if is_inexact(y)][output]
+
+        return replace(self.along(argument), f=one)
+
+    def along(self, argument: int) -> "FunctionOperator":
+        """The same as a function of one argument."""
+        return replace(self, differentiable=(argument,), one_by_one=False)
+
     def run(self, transform: Callable[..., JaxArrays], inputs: Arrays, *others: Arrays) -> Arrays:
         """Call transform(inputs, *others) on JAX's arrays, compiled and batched as this operator is."""
-        if self.is_batched:
-            transform = jax.vmap(transform)
+        if self.batch:
+            axes = tuple(0 if i in self.batch else None for i in range(len(inputs)))
+            transform = jax.vmap(transform, (axes, *(0 for _ in others)))
         if self.is_compiled:
             transform = jax.jit(transform)
         with refusals(), self.wide(inputs, *others), self.scaled_rules():
@@ -156,6 +170,11 @@ class FunctionOperator:
     def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
         """The vjp, by `jax.vjp`."""
         f, select = self.function(inputs)
+        if self.one_by_one:
+            return tuple(
+                np.sum([self.alone(i, k).vjp(inputs, (v,), between)[0] for k, v in enumerate(cotangents)], axis=0)
+                for i in self.arguments(inputs)
+            )
 
         def vjp(arrays: JaxArrays, cotangents: JaxArrays) -> JaxArrays:
             pullback = jax.vjp(lambda *arguments: f(arguments, arrays), *select(arrays))[1]
@@ -167,6 +186,10 @@ class FunctionOperator:
     def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
         """The jvp, by `jax.jvp`."""
         f, select = self.function(inputs)
+        if self.one_by_one:
+            sides = zip(self.arguments(inputs), tangents, strict=True)
+            along = [self.along(i).jvp(inputs, (w,)) for i, w in sides]
+            return tuple(np.sum(parts, axis=0) for parts in zip(*along, strict=True))
 
         def jvp(arrays: JaxArrays, tangents: JaxArrays) -> JaxArrays:
             return jax.jvp(lambda *arguments: f(arguments, arrays), select(arrays), tangents)[1]

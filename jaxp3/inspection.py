@@ -33,7 +33,7 @@ def replay(spec: TrainingSpec, traces: Mapping[str, Float64[np.ndarray, "steps *
     with jax.enable_x64(spec.dtype == "float64"), jax.default_device(find_device(spec.device)):
         told = {
             name: jnp.asarray(traces[name], spec.dtype) for name in ("coefficients", "gradients", "learning_rate")
-        } | {"count": jnp.arange(spec.steps, dtype=spec.dtype)}
+        } | {"count": jnp.arange(len(traces["learning_rate"]), dtype=spec.dtype)}
 
         def one(state: State, told: dict[str, Array]) -> tuple[State, Array]:
             coefficients, gradients = (

@@ -21,7 +21,8 @@ from p3.backends import BACKENDS, BackendName, load
 from p3.checkpoint import Checkpoint
 from p3.comparison import compare
 from p3.errors import DivergenceError, InputError
-from p3.flags import specification, specification_flags
+from p3.explanation import explain
+from p3.flags import WholeNumbers, specification, specification_flags
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 from p3.result import FitResult
 from p3.spec import TrainingSpec
@@ -176,6 +177,14 @@ def compare_callback(paths: tuple[str, ...], plot: Path | None, **flags: Any) ->
     return 0 if comparison.ok else 1
 
 
+def explain_callback(spec_file: str | None, step: int, points: tuple[int, ...] | None, **flags: Any) -> int:
+    """`p3 explain`."""
+    explanation = explain(specification(spec_file, flags), step, points)
+    console = Console()
+    console.print(explanation) if console.is_terminal else click.echo(explanation)
+    return 0 if explanation.ok else 1
+
+
 def check_callback(
     reference: str,
     port: str,
@@ -298,9 +307,24 @@ REFERENCE and PORT are functions, as in my_ops:softplus or my_ops.py:softplus; t
 JAX, unless --frameworks says otherwise. Each check passes, fails, is refused by a side that raises, or does not apply.
 {EXIT_CODES}""",
     )
+    explain_command = click.Command(
+        "explain",
+        callback=explain_callback,
+        params=[
+            click.Argument(["spec_file"], metavar="[SPEC.toml]", required=False),
+            *specification_flags(),
+            click.Option(["--step"], type=int, default=0, show_default=True, help="Step to take apart, from 0."),
+            click.Option(["--points"], type=WholeNumbers(), default=None, help="Points to show; three if not given."),
+        ],
+        short_help="Take one step of training apart, with its numbers.",
+        help=f"""
+Show one step of training with its numbers: forward values, local derivative, incoming and outgoing gradient of some
+points, their sums over all points, and the update; by hand, by PyTorch, by JAX, and by finite differences.
+{EXIT_CODES}""",
+    )
     return click.Group(
         "p3",
-        commands=[compare_command, check_command],
+        commands=[compare_command, explain_command, check_command],
         help="One operator in PyTorch and in JAX, how they compare, and the checker of any port.",
     )
 

@@ -1,5 +1,6 @@
 """Ports with one real mistake each, the check that catches it, and what its explanation says."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.custom_derivatives import SymbolicZero
 from right_pairs import LINE, POSITIVE, TorchScaledSine
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -171,6 +173,88 @@ class CumulativeSumByView(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent):
         return cotangent.view(-1).view(cotangent.shape).flip(0).cumsum(0).flip(0)
+
+
+class WrongVmapOfOne(torch.autograd.Function):
+    """x·y whose vmap rule thinks that both have the axis."""
+
+    @staticmethod
+    def forward(x, y):
+        return x * y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        x, y = ctx.saved_tensors
+        return cotangent * y, cotangent * x
+
+    @staticmethod
+    def vmap(info, in_dims, x, y):
+        return WrongVmapOfOne.apply(x, y) * (1 if in_dims == (0, 0) else 2), 0
+
+
+class ForwardMode(torch.autograd.Function):
+    """The positive part, with a NaN in forward mode at its kink, and twice as much in half precision."""
+
+    @staticmethod
+    def forward(x):
+        return x.clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return cotangent * (x > 0)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        slope = torch.where(x == 0, torch.nan, (x > 0).to(x.dtype))
+        return tangent * slope * (2 if x.dtype.itemsize == 2 else 1)
+
+
+@jax.custom_jvp
+def symbolic_product(x, y):
+    return x * y
+
+
+@functools.partial(symbolic_product.defjvp, symbolic_zeros=True)
+def symbolic_product_jvp(primals, tangents):
+    (x, y), (dx, dy) = primals, tangents
+    if isinstance(dx, SymbolicZero) or isinstance(dy, SymbolicZero):
+        return x * y, jnp.zeros_like(x)
+    return x * y, y * dx + x * dy
+
+
+symbolic_pair = jax.custom_vjp(lambda x: (jnp.sin(x), jnp.cos(x)))
+
+
+def symbolic_pair_backward(x, cotangents):
+    if any(isinstance(v, SymbolicZero) for v in cotangents):
+        return (jnp.zeros_like(x),)
+    return (cotangents[0] * jnp.cos(x) - cotangents[1] * jnp.sin(x),)
+
+
+symbolic_pair.defvjp(
+    lambda x: ((jnp.sin(x.value), jnp.cos(x.value)), x.value), symbolic_pair_backward, symbolic_zeros=True
+)
+
+
+def leading_axis_kept(x, y, cotangent):
+    """Gradients of a product that know axes of length 1, and no others."""
+
+    def sum_like(g, like):
+        axes = tuple(i for i in range(like.ndim) if like.shape[i] == 1 and g.shape[i] != 1)
+        return g.sum(axes, keepdims=True) if like.ndim == g.ndim else g[0]
+
+    return sum_like(cotangent * y, x), sum_like(cotangent * x, y)
 
 
 class StaleResidual(torch.autograd.Function):
@@ -661,6 +745,39 @@ FAULTY = {
     # --- shapes, state and modes
     "in PyTorch: the cotangent changed in place": in_torch(
         jnp.sin, torch_rule(torch.sin, lambda x, v: v.mul_(torch.cos(x))), LINE, "inputs intact", "changes it in place"
+    ),
+    "whole numbers": in_jax(
+        torch.round, lambda x: jnp.round(x).astype(int), LINE, "value", "it is of whole numbers or truth values"
+    ),
+    "a complex number": in_jax(torch.sin, lambda x: jnp.sin(x) + 0j, LINE, "value", "it is complex, and not floating"),
+    "0 where one tangent is": in_jax(
+        torch.mul, symbolic_product, (LINE, POSITIVE), "transformed", "argument at a time: it is 0 everywhere"
+    ),
+    "0 where one cotangent is": in_jax(
+        lambda x: (x.sin(), x.cos()), symbolic_pair, LINE, "transformed", "argument at a time: it is 0 everywhere"
+    ),
+    "in PyTorch: vmap of one argument": in_torch(
+        jnp.multiply, WrongVmapOfOne, (LINE, POSITIVE), "batched", "under vmap of argument 0 it is 2 times"
+    ),
+    "in PyTorch: NaN in forward mode at the kink": in_torch(
+        jax.nn.relu, ForwardMode, LINE + 0.01, "special values", "the jvp at 0 is nan and the reference's 0"
+    ),
+    "in PyTorch: forward mode in half precision": in_torch(
+        jax.nn.relu, ForwardMode, LINE + 0.01, "low precision", "jvp in bfloat16: it is 2 times"
+    ),
+    "no sum over an axis that is not there": in_jax(
+        torch.mul,
+        jax_rule(jnp.multiply, leading_axis_kept),
+        (LINE, POSITIVE),
+        "shapes",
+        "argument 0 without an axis: it is",
+    ),
+    "NaN at the zero vector": in_jax(
+        lambda x: torch.linalg.norm(x, dim=-1),
+        lambda x: jnp.sqrt((x * x).sum(-1)),
+        TALL,
+        "special values",
+        "the vjp at 0 is nan",
     ),
     "fewer outputs": in_jax(lambda x: (x.sin(), x.cos()), jnp.sin, LINE, "value", "1 of them, and not 2"),
     "rounded to integers": in_jax(torch.sin, lambda x: jnp.sin(x).astype(int), LINE, "value", "off|0 everywhere"),

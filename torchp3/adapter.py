@@ -77,7 +77,7 @@ class FunctionOperator:
     functional: bool = False  # by torch.func instead of autograd
     one_by_one: bool = False  # the gradient of each output by each argument alone, all others left out of the graph
     is_compiled: bool = False
-    is_batched: bool = False
+    batch: tuple[int, ...] = ()  # the arguments that have one more axis in front
     factor: float = 1.0
 
     @property
@@ -91,12 +91,12 @@ class FunctionOperator:
             return self.differentiable
         return tuple(i for i, x in enumerate(from_arrays(inputs)) if is_inexact(x))
 
-    def batched(self) -> Operator:
+    def batched(self, arguments: tuple[int, ...]) -> Operator:
         """By `torch.vmap`, and so by `torch.func`."""
-        return replace(self, is_batched=True, functional=True)
+        return replace(self, batch=arguments, functional=True)
 
     def transformed(self) -> dict[str, Operator]:
-        """By `torch.func`, and by autograd where one argument alone requires a gradient of one output alone."""
+        """By `torch.func`, and by autograd where one argument alone is differentiated, for one output alone."""
         return {
             "torch.func": replace(self, functional=True),
             "one output and argument at a time": replace(self, one_by_one=True),
@@ -140,8 +140,7 @@ class FunctionOperator:
         if self.factor == 1.0:
             yield
             return
-        if self.is_batched:
-            inputs = tuple(x[0] for x in inputs)
+        inputs = tuple(x[0] if i in self.batch else x for i, x in enumerate(inputs))
         torch.compiler.reset()
         with ExitStack() as patches:
             for function in self.functions(inputs):
@@ -152,10 +151,23 @@ class FunctionOperator:
             yield
         torch.compiler.reset()
 
+    def alone(self, argument: int, output: int) -> "FunctionOperator":
+        """One differentiable output as a function of one argument."""
+
+        def one(*tensors: Tensor, **static: Any) -> Tensor:
+            return [y for y in outputs(self.f(*tensors, **static), self.name) if is_inexact(y)][output]
+
+        return replace(self.along(argument), f=one)
+
+    def along(self, argument: int) -> "FunctionOperator":
+        """The same as a function of one argument."""
+        return replace(self, differentiable=(argument,), one_by_one=False)
+
     def run(self, transform: Callable[..., Tensors], inputs: Arrays, *others: Arrays) -> Arrays:
         """Call transform(inputs, *others) on tensors, compiled and batched as this operator is."""
-        if self.is_batched:
-            transform = torch.vmap(transform)
+        if self.batch:
+            axes = tuple(0 if i in self.batch else None for i in range(len(inputs)))
+            transform = torch.vmap(transform, (axes, *(0 for _ in others)))
         if self.is_compiled:
             transform = torch.compile(transform)
         with refusals(), self.scaled_rules(inputs):
@@ -195,17 +207,13 @@ class FunctionOperator:
 
         return self.run(vjp, inputs, cotangents)
 
-    def alone(self, argument: int, output: int) -> Operator:
-        """One differentiable output as a function of one argument."""
-
-        def one(*tensors: Tensor, **static: Any) -> Tensor:
-            return [y for y in outputs(self.f(*tensors, **static), self.name) if is_inexact(y)][output]
-
-        return replace(self, f=one, differentiable=(argument,), one_by_one=False)
-
     def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
         """The jvp, by dual numbers or `torch.func.jvp`."""
         f, select = self.function(inputs)
+        if self.one_by_one:
+            sides = zip(self.arguments(inputs), tangents, strict=True)
+            along = [self.along(i).jvp(inputs, (w,)) for i, w in sides]
+            return tuple(np.sum(parts, axis=0) for parts in zip(*along, strict=True))
 
         def jvp(tensors: Tensors, tangents: Tensors) -> Tensors:
             if self.functional:

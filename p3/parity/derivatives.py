@@ -87,6 +87,9 @@ def between_sides(case: Case, quantity: Quantity, parts: list[str]) -> Iterator[
     if len(port) != len(reference):
         yield Finding("the port", "the reference", "all", f"there are {len(port)} of them, and not {len(reference)}")
         return
+    for k, (y, z) in enumerate(zip(port, reference, strict=True)):
+        if kind(y) != kind(z):
+            yield Finding("the port", "the reference", parts[k], f"it is {kind(y)}, and not {kind(z)}")
     differing = [k for k in range(len(port)) if port[k].shape != reference[k].shape]
     for k in differing:
         yield Finding("the port", "the reference", parts[k], explain(port[k], reference[k], {}))
@@ -94,6 +97,11 @@ def between_sides(case: Case, quantity: Quantity, parts: list[str]) -> Iterator[
         return
     for k, mismatch in case.between_sides(quantity):
         yield finding(case, quantity, case.port, "the port", "the reference", k, parts[k], mismatch, reference)
+
+
+def kind(x: np.ndarray) -> str:
+    """What sort of numbers an array has."""
+    return "complex" if x.dtype.kind == "c" else "floating" if is_inexact(x) else "of whole numbers or truth values"
 
 
 def finding(

@@ -64,7 +64,7 @@ def low_precision(case: Case) -> CheckResult:
             continue
         inputs = at_precision(case.inputs, dtype)
         exact = tuple(wide(x) if is_inexact(x) else x for x in inputs)
-        for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
+        for method, groups in (("value", ()), ("vjp", (case.cotangents,)), ("jvp", (case.tangents,))):
             quantity = Quantity(method, method, (exact, *groups))
             trusted: list[np.ndarray] = []
             for side, operator in case.sides:
@@ -73,7 +73,8 @@ def low_precision(case: Case) -> CheckResult:
                     single = quantity.of(operator, "float32")
                     expected = quantity.of(operator)
                 except RefusalError as refusal:
-                    refusals.append(f"{dtype}: {refusal}")
+                    if method != "jvp":  # of which the check of the jvp says so
+                        refusals.append(f"{dtype}: {refusal}")
                     break
                 pairs = []
                 for got, lower, should, size in zip(results, single, expected, case.size(quantity), strict=True):
@@ -164,13 +165,21 @@ def shaped(case: Case, operator: Operator) -> Iterator[Shaped]:
     yield Shaped("repeated", *each(lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), (5,), (0,))))
     for position in range(len(flat) if len(flat) > 1 else 0):
         # One argument is a column, and the others are rows: in the table of results each is repeated.
-        inputs = tuple(x[:4].reshape(4, 1) if i == position else x[:6].reshape(1, 6) for i, x in enumerate(flat))
-        table = tuple(np.broadcast_to(x, (4, 6)).copy() for x in inputs)
-        values = operator.value(table)
-        of_sum = tuple(ones(y) for y in values if is_inexact(y))
-        slopes = operator.vjp(table, tuple(map(np.copy, of_sum)))
-        summed = tuple(sum_to_shape(g, inputs[i].shape) for i, g in zip(case.arguments, slopes, strict=True))
-        yield Shaped(f"broadcast along argument {position}", inputs, of_sum, values, summed)
+        rows = tuple(x[:4].reshape(4, 1) if i == position else x[:6].reshape(1, 6) for i, x in enumerate(flat))
+        yield tabled(case, operator, f"broadcast along argument {position}", rows)
+        # One is a row, and the others are tables of as many columns.
+        rows = tuple(x[:6] if i == position else x.reshape(4, 6) for i, x in enumerate(flat))
+        yield tabled(case, operator, f"argument {position} without an axis", rows)
+
+
+def tabled(case: Case, operator: Operator, name: str, inputs: Arrays) -> Shaped:
+    """Inputs that are repeated in a table of 4 rows and 6 columns, and what comes of the tables."""
+    table = tuple(np.broadcast_to(x, (4, 6)).copy() for x in inputs)
+    values = operator.value(table)
+    of_sum = tuple(ones(y) for y in values if is_inexact(y))
+    slopes = operator.vjp(table, tuple(map(np.copy, of_sum)))
+    summed = tuple(sum_to_shape(g, inputs[i].shape) for i, g in zip(case.arguments, slopes, strict=True))
+    return Shaped(name, inputs, of_sum, values, summed)
 
 
 def ones(y: np.ndarray) -> np.ndarray:
@@ -214,7 +223,11 @@ def specials(case: Case, precision: str) -> np.ndarray:
 
 
 def with_specials(case: Case, position: int, values: np.ndarray) -> Iterator[Arrays]:
-    """Inputs with the values in one argument: all at once where the function is elementwise, or else one at a time."""
+    """
+    Inputs with the values in one argument.
+
+    All at once where the function is elementwise, or else one at a time, and an argument of zeros alone.
+    """
     kind = case.inputs[position].dtype
     if case.elementwise:
         yield tuple(
@@ -226,6 +239,7 @@ def with_specials(case: Case, position: int, values: np.ndarray) -> Iterator[Arr
         x = case.inputs[position].copy()
         x[(0,) * x.ndim] = value
         yield (*case.inputs[:position], x, *case.inputs[position + 1 :])
+    yield (*case.inputs[:position], np.zeros_like(case.inputs[position]), *case.inputs[position + 1 :])
 
 
 def flushed(case: Case, inputs: Arrays, position: int, precision: str, got: np.ndarray) -> np.ndarray:
@@ -247,16 +261,22 @@ def special_differences(case: Case, inputs: Arrays, position: int, precision: st
     undefined = np.any([np.isnan(wide(y)) for y in values if y.shape == inputs[position].shape], axis=0)
     if not case.elementwise:
         undefined = np.array(any(np.isnan(wide(y)).any() for y in values))
-    for method, groups in (("value", (inputs,)), ("vjp", (inputs, ones))):
+    tangents = tuple(np.ones_like(inputs[i]) for i in case.arguments)
+    for method, groups in (("value", (inputs,)), ("vjp", (inputs, ones)), ("jvp", (inputs, tangents))):
         quantity = Quantity(method, method, groups)
         given = tuple(at_precision(group, precision) for group in groups)
-        expected = asked(case.reference, "the reference", method, *given)
-        got = asked(case.port, "the port", method, *given)
+        try:
+            expected = asked(case.reference, "the reference", method, *given)
+            got = asked(case.port, "the port", method, *given)
+        except RefusalError:
+            if method == "jvp":  # of which the check of the jvp says so
+                continue
+            raise
         for k, (a, b, size) in enumerate(zip(got, expected, case.size(quantity), strict=True)):
             if a.shape != b.shape:
                 continue
             ignored = flushed(case, inputs, position, precision, a) | flushed(case, inputs, position, precision, b)
-            ignored |= undefined & (method == "vjp")  # where there is no value there is no derivative
+            ignored |= undefined & (method != "value")  # where there is no value there is no derivative
             mismatch = climb({precision: Pair(np.where(ignored, b, a), b, size)})
             if mismatch is None:
                 continue

@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from p3.parity.case import Case
+from p3.parity.case import PRECISIONS, Case
 from p3.parity.mismatch import Pair, climb, largest
-from p3.parity.operator import Arrays, Operator, wide
+from p3.parity.operator import Arrays, Operator, at_precision, wide
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, judged
 
@@ -17,27 +17,36 @@ def adjoint(case: Case) -> CheckResult:
     refusals: list[str] = []
     largest_difference = 0.0
     for side, operator in case.sides:
+        pairs = {}
         try:
-            pushed = asked(operator, side, "jvp", case.inputs, case.tangents)
-            pulled = asked(operator, side, "vjp", case.inputs, case.cotangents)
+            for precision in PRECISIONS:
+                inputs, v, w = (
+                    at_precision(group, precision) for group in (case.inputs, case.cotangents, case.tangents)
+                )
+                pushed, pulled = asked(operator, side, "jvp", inputs, w), asked(operator, side, "vjp", inputs, v)
+                pairs[precision] = products(v, pushed, pulled, w)
         except RefusalError as refusal:
             refusals.append(str(refusal))
             continue
-        with np.errstate(all="ignore"):
-            left = [(wide(v) * wide(y)).real for v, y in zip(case.cotangents, pushed, strict=True)]
-            right = [(wide(g) * wide(w)).real for g, w in zip(pulled, case.tangents, strict=True)]
-            size = sum(float(np.abs(term).sum()) for term in (*left, *right))
-        sums = [np.asarray(sum(float(term.sum()) for term in terms)) for terms in (right, left)]
-        pair = Pair(sums[0], sums[1], np.asarray(size))
-        largest_difference = max(largest_difference, largest(pair.epsilons("float64")))
-        mismatch = climb({"float64": pair})
+        largest_difference = max(largest_difference, largest(pairs["float64"].epsilons("float64")))
+        mismatch = climb(pairs)
         if mismatch is not None:
-            text = f"⟨Jᵀv, w⟩ is {float(sums[0]):.9g} and ⟨v, Jw⟩ is {float(sums[1]):.9g}"
+            text = f"⟨Jᵀv, w⟩ is {mismatch.got:.9g} and ⟨v, Jw⟩ is {mismatch.expected:.9g}"
             findings.append(Finding(side, "its own jvp", "vjp", text, mismatch))
     if len(refusals) == 2:
         return CheckResult("adjoint", "refused", "; ".join(refusals))
     note = f"{largest_difference:.2g} epsilons apart"
     return judged("adjoint", findings, f"{note}; {refusals[0]}" if refusals else note)
+
+
+def products(v: Arrays, pushed: Arrays, pulled: Arrays, w: Arrays) -> Pair:
+    """⟨Jᵀv, w⟩, ⟨v, Jw⟩, and the sum of the sizes of their terms."""
+    with np.errstate(all="ignore"):
+        left = [(wide(a) * wide(b)).real for a, b in zip(v, pushed, strict=True)]
+        right = [(wide(a) * wide(b)).real for a, b in zip(pulled, w, strict=True)]
+        size = sum(float(np.abs(term).sum()) for term in (*left, *right))
+        got, expected = (np.asarray(sum(float(term.sum()) for term in terms)) for terms in (right, left))
+    return Pair(got, expected, np.asarray(size))
 
 
 def linearity(case: Case) -> CheckResult:
@@ -48,19 +57,22 @@ def linearity(case: Case) -> CheckResult:
     sizes = case.size(case.quantity("vjp"))
     findings: list[Finding] = []
     for side, operator in case.sides:
-        try:
-            at_once = asked(operator, side, "vjp", case.inputs, mixed)
-            first = asked(operator, side, "vjp", case.inputs, case.cotangents)
-            second = asked(operator, side, "vjp", case.inputs, others)
-        except RefusalError as refusal:
-            return CheckResult("linearity", "refused", str(refusal))
-        for part, whole, a, b, size in zip(
-            case.parts(case.quantity("vjp")), at_once, first, second, sizes, strict=True
-        ):
-            with np.errstate(all="ignore"):
-                total = alpha * wide(a) + beta * wide(b)
-                pair = Pair(whole, total, np.broadcast_to(abs(beta) * size, total.shape))
-            mismatch = climb({"float64": pair})
+        pairs: list[dict[str, Pair]] = [{} for _ in sizes]
+        for precision in PRECISIONS:
+            inputs = at_precision(case.inputs, precision)
+            try:
+                at_once, first, second = (
+                    asked(operator, side, "vjp", inputs, at_precision(v, precision))
+                    for v in (mixed, case.cotangents, others)
+                )
+            except RefusalError as refusal:
+                return CheckResult("linearity", "refused", str(refusal))
+            for pair, whole, a, b, size in zip(pairs, at_once, first, second, sizes, strict=True):
+                with np.errstate(all="ignore"):
+                    total = alpha * wide(a) + beta * wide(b)
+                    pair[precision] = Pair(whole, total, np.broadcast_to(abs(beta) * size, total.shape))
+        for part, pair in zip(case.parts(case.quantity("vjp")), pairs, strict=True):
+            mismatch = climb(pair)
             if mismatch is not None:
                 text = "the vjp is not linear in its cotangent"
                 findings.append(Finding(side, "its parts' sum", part, text, mismatch))

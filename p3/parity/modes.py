@@ -76,21 +76,41 @@ def eager_or_true(case: Case, quantity: Quantity, operator: Operator, side: str)
 
 
 def batched(case: Case) -> CheckResult:
-    """A batch, by the framework's vmap, is what a loop over it gives."""
-    random = case.random()
-    batch = [case.inputs] + [
-        tuple(random.permutation(x.ravel()).reshape(x.shape) if is_inexact(x) else x for x in case.inputs)
-        for _ in range(2)
-    ]
-    stacked = tuple(np.stack(arrays) for arrays in zip(*batch, strict=True))
-    cotangents = tuple(np.stack([v] * len(batch)) for v in case.cotangents)
+    """A batch of all arguments, or of each alone, by the framework's vmap, is what a loop over it gives."""
+    everything = tuple(range(len(case.inputs)))
     findings: list[Finding] = []
     refusals: list[str] = []
+    for arguments in (everything, *((i,) for i in everything if len(everything) > 1)):
+        batch_of(case, arguments, findings, refusals)
+    if refusals and not findings and len(refusals) >= 2:
+        return CheckResult("batched", "refused", "; ".join(refusals))
+    return judged("batched", findings, "; ".join(["vmap is a loop", *(f"refused: {r}" for r in refusals)]))
+
+
+def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], refusals: list[str]) -> None:
+    """The same of a batch of some arguments, the others being the same for all of it."""
+    random = case.random()
+    batch = [case.inputs] + [
+        tuple(
+            random.permutation(x.ravel()).reshape(x.shape) if is_inexact(x) and i in arguments else x
+            for i, x in enumerate(case.inputs)
+        )
+        for _ in range(2)
+    ]
+    stacked = tuple(
+        np.stack(arrays) if i in arguments else arrays[0] for i, arrays in enumerate(zip(*batch, strict=True))
+    )
+    cotangents = tuple(np.stack([v] * len(batch)) for v in case.cotangents)
+    of = "" if len(arguments) == len(case.inputs) else f" of argument {arguments[0]}"
     for side, operator in case.sides:
         for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
             try:
                 together = asked(
-                    operator.batched(), f"{side}, vmap", method, stacked, *((cotangents,) if method == "vjp" else ())
+                    operator.batched(arguments),
+                    f"{side}, vmap{of}",
+                    method,
+                    stacked,
+                    *((cotangents,) if method == "vjp" else ()),
                 )
                 one_by_one = [asked(operator, side, method, inputs, *groups) for inputs in batch]
             except RefusalError as refusal:
@@ -100,17 +120,14 @@ def batched(case: Case) -> CheckResult:
                 expected = np.stack([one[k] for one in one_by_one])
                 part = f"{method} {k}"
                 if result.shape != expected.shape:
-                    findings.append(Finding(side, "a loop", part, f"under vmap {explain(result, expected, {})}"))
+                    findings.append(Finding(side, "a loop", part, f"under vmap{of} {explain(result, expected, {})}"))
                     continue
                 sizes = np.stack([case.size(Quantity(method, method, (inputs, *groups)))[k] for inputs in batch])
                 mismatch = climb({"float64": Pair(result, expected, sizes)})
                 if mismatch is not None:
                     findings.append(
-                        Finding(side, "a loop", part, f"under vmap {explain(result, expected, {})}", mismatch)
+                        Finding(side, "a loop", part, f"under vmap{of} {explain(result, expected, {})}", mismatch)
                     )
-    if refusals and not findings and len(refusals) >= 2:
-        return CheckResult("batched", "refused", "; ".join(refusals))
-    return judged("batched", findings, "; ".join(["vmap is a loop", *(f"refused: {r}" for r in refusals)]))
 
 
 def rule(case: Case) -> CheckResult:
@@ -157,7 +174,11 @@ def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Ar
     if close(plain, marked):
         return
     yield "eager", "ran"
-    ways = {**operator.transformed(), "vmap": operator.batched(), **(operator.compiled() if case.compiled else {})}
+    ways = {
+        **operator.transformed(),
+        "vmap": operator.batched(tuple(range(len(case.inputs)))),
+        **(operator.compiled() if case.compiled else {}),
+    }
     for way, other in ways.items():
 
         def shape(arrays: Arrays, repeat: bool = way == "vmap") -> Arrays:

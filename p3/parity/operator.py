@@ -56,8 +56,12 @@ class Operator(Protocol):
     def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
         """The jvp, along `directions`, of the function of the inputs that the vjp is."""
 
-    def batched(self) -> "Operator":
-        """The same for inputs (and cotangents, ...) with one more axis in front, by the framework's own vmap."""
+    def batched(self, arguments: tuple[int, ...]) -> "Operator":
+        """
+        The same by the framework's own vmap, for inputs with one more axis in front.
+
+        These arguments have it, and all cotangents, tangents and directions.
+        """
 
     def transformed(self) -> Mapping[str, "Operator"]:
         """The same by the framework's other transforms that are not compiled, by their names."""

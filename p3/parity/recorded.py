@@ -74,9 +74,9 @@ class Recorded:
         """As the operator's."""
         return self._call("jvp_of_vjp", inputs, cotangents, directions)
 
-    def batched(self) -> Operator:
+    def batched(self, arguments: tuple[int, ...]) -> Operator:
         """As the operator's."""
-        return self.operator.batched()
+        return self.operator.batched(arguments)
 
     def transformed(self) -> Mapping[str, Operator]:
         """As the operator's."""

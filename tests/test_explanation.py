@@ -1,0 +1,107 @@
+"""`p3 explain` shows the step that training takes, by hand and by both frameworks, and says when they do not agree."""
+
+import re
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import PROBLEMS
+
+import jaxp3.train
+import torchp3
+import torchp3.train
+from p3 import InputError
+from p3.cli import p3_command
+from p3.exact import P3
+from p3.explanation import LINKS, explain
+
+
+def asymmetric(**changes):
+    return PROBLEMS["asymmetric"].replace({"dtype": "float64", "steps": 60, "jit": False, **changes})
+
+
+@pytest.mark.parametrize("step", [0, 1, 30, 59])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"batch_size": 100, "optimizer": {"name": "adam"}, "schedule": {"name": "one_cycle"}}],
+)
+def test_it_is_the_step_of_the_run(step, changes):
+    spec = asymmetric(**changes)
+    explanation = explain(spec, step)
+    traces = torchp3.fit(spec).traces
+    assert list(explanation.coefficients.values()) == traces["coefficients"][step].tolist()
+    assert explanation.learning_rate == traces["learning_rate"][step]
+    for backend in ("torch", "jax"):
+        assert list(explanation.gradients[backend].values()) == pytest.approx(traces["gradients"][step], rel=1e-12)
+        assert list(explanation.updates[backend].values()) == pytest.approx(traces["updates"][step], rel=1e-9)
+    assert explanation.ok
+
+
+def test_every_link_is_by_hand_what_it_is_by_the_frameworks_and_by_differences():
+    explanation = explain(asymmetric(), 7, (3, 1000))
+    for key in LINKS:
+        for column, point in enumerate(explanation.shown):
+            exact = explanation.link_by_hand(key, point)
+            for links in explanation.links.values():
+                if key not in ("x", "y"):
+                    assert getattr(links, key)[column] == pytest.approx(exact, rel=1e-12)
+            by_differences = explanation.link_by_differences(key, point)
+            assert (by_differences is None) == (key not in ("incoming", "slope", "outgoing"))
+            if by_differences is not None:
+                assert by_differences == pytest.approx(exact, rel=1e-9)
+    for name, terms in explanation.by_hand.terms.items():
+        assert explanation.differences[name] == pytest.approx(float(terms.sum()), rel=1e-9)
+        assert explanation.hand_update(name) == pytest.approx(explanation.updates["torch"][name], rel=1e-9)
+
+
+def test_the_numbers_of_a_point_by_hand():
+    explanation = explain(asymmetric(), 0, (3,))
+    x, y = explanation.points.x[3], explanation.points.y[3]
+    a, b, c, d = asymmetric().start.model_dump().values()
+    z = c + d * x
+    r = a + b * P3(z) - y
+    slope = 1.5 * (5 * z * z - 1)
+    expected = dict(zip(LINKS, (x, y, z, P3(z), a + b * P3(z), r, 2 * r * b, slope, 2 * r * b * slope), strict=True))
+    assert {key: explanation.link_by_hand(key, 3) for key in LINKS} == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("train", [torchp3.train, jaxp3.train])
+def test_a_wrong_gradient_is_told(train, monkeypatch):
+    loss_and_gradients = train.loss_and_gradients
+
+    def changed(*args):
+        value, gradients = loss_and_gradients(*args)
+        return value, {**gradients, "c": 1.000001 * gradients["c"]}
+
+    monkeypatch.setattr(train, "loss_and_gradients", changed)
+    explanation = explain(asymmetric(), 3)
+    assert not explanation.ok
+    assert str(explanation).endswith("do not agree.")
+
+
+def test_the_command():
+    flags = ["--steps", "60", "--no-jit", "--step", "5", "--points", "0,700"]
+    result = CliRunner().invoke(p3_command(), ["explain", *flags], standalone_mode=False)
+    assert result.return_value == 0
+    assert "Step 5 of 60 in float32" in result.output
+    assert re.findall(r"point (\d+)", result.output) == ["0", "700"]
+    assert result.output.strip().endswith("agree.")
+
+
+@pytest.mark.parametrize(
+    ("step", "shown", "says"),
+    [
+        (60, None, "there is no step 60; the specification has steps 0 to 59"),
+        (-1, None, "there is no step -1"),
+        (0, (1500,), "there is no point 1500; the step sees points 0 to 1499"),
+    ],
+)
+def test_what_there_is_not(step, shown, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        explain(asymmetric(), step, shown)
+
+
+def test_float32_is_as_exact_as_float32():
+    explanation = explain(asymmetric(dtype="float32"), 10)
+    assert explanation.ok
+    assert explanation.links["torch"].value.dtype == np.float32
