@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from p3.data import make_points
 from p3.errors import InputError
 from p3.section import describe, first_difference
 from p3.spec import TrainingSpec
@@ -79,7 +80,12 @@ class Checkpoint:
         arrays = {"coefficients": np.array(list(coefficients.values()), spec.dtype)}
         arrays |= {f"state.{name}": np.array(list(values.values()), spec.dtype) for name, values in state.items()}
         arrays |= {f"record.{name}": np.asarray(values, spec.dtype) for name, values in record.items()}
-        about = {"format": FORMAT, "first": str(first), "specification": spec.model_dump_json()}
+        about = {
+            "format": FORMAT,
+            "first": str(first),
+            "specification": spec.model_dump_json(),
+            "points": _digest(make_points(spec)._asdict(), {}),
+        }
         content = save(arrays, about | {"digest": _digest(arrays, about)})
         end = first + len(record["losses"])
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix=".", suffix=".part", delete=False) as file:
@@ -92,11 +98,13 @@ class Checkpoint:
         """The run that is there, which must be of this specification; None if there is none."""
         done, pieces = 0, []
         for path in self.paths():
-            of_file, first, arrays = _read(path)
+            of_file, first, points, arrays = _read(path)
             difference = first_difference(of_file, spec, ignoring=ANYWHERE)
             if difference is not None:
                 field, there, here = difference
                 raise InputError(f"{path}: is of another run: {field} is {there} there and {here} here")
+            if points != _digest(make_points(spec)._asdict(), {}):
+                raise InputError(f"{path}: is of other points than {getattr(spec.data, 'file', 'there are')} has now")
             if first != done:
                 raise InputError(f"{path}: begins with step {first}, and the piece before it is not there")
             done = first + len(arrays["record.losses"])
@@ -137,8 +145,8 @@ def _parts(arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> Iterat
         yield from (name.encode(), str((arrays[name].dtype, arrays[name].shape)).encode(), arrays[name].tobytes())
 
 
-def _read(path: Path) -> tuple[TrainingSpec, int, dict[str, np.ndarray]]:
-    """The specification, the first step and the arrays of a file. Raises `InputError`."""
+def _read(path: Path) -> tuple[TrainingSpec, int, str, dict[str, np.ndarray]]:
+    """The specification, the first step, the points' digest and the arrays of a file. Raises `InputError`."""
     try:
         with safe_open(path, framework="numpy") as file:
             about: dict[str, Any] = file.metadata() or {}
@@ -156,4 +164,4 @@ def _read(path: Path) -> tuple[TrainingSpec, int, dict[str, np.ndarray]]:
         spec = TrainingSpec.model_validate_json(about["specification"])
     except ValidationError as error:
         raise InputError(f"{path}: is of another version: {describe(error, TrainingSpec)}") from error
-    return spec, int(about["first"]), arrays
+    return spec, int(about["first"]), about["points"], arrays

@@ -154,7 +154,7 @@ named after. `p3 compare` holds two saved results against each other.
     )
 
 
-def compare_callback(paths: tuple[str, ...], plot: Path | None, **flags: Any) -> int:
+def compare_callback(paths: tuple[str, ...], plot: Path | None, report: Path | None, **flags: Any) -> int:
     """`p3 compare`."""
     if len(paths) == 2:
         if any(value is not None for value in flags.values()):
@@ -174,6 +174,10 @@ def compare_callback(paths: tuple[str, ...], plot: Path | None, **flags: Any) ->
         from p3.plot import plot_comparison  # matplotlib, which only a picture needs
 
         plot_comparison(comparison).savefig(plot)
+    if report:
+        from p3.page import write_comparison  # matplotlib and Jinja, which only a page needs
+
+        write_comparison(comparison, report)
     return 0 if comparison.ok else 1
 
 
@@ -228,15 +232,34 @@ def check_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
 
 
+def page_directory(context: click.Context, parameter: click.Parameter, path: str | None) -> Path | None:
+    """The path of a directory that a page can be written to."""
+    if path is None:
+        return None
+    require_page_libraries(f"{parameter.opts[0]} {path}")
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{parameter.opts[0]} {path}: cannot be made a directory: {error.strerror}") from error
+    writable(context, parameter, str(Path(path) / "comparison.html"))
+    return Path(path)
+
+
+def require_page_libraries(what: str) -> None:
+    """Raise `InputError`, with what installs them, if the libraries of a page are missing."""
+    missing = [name for name in ("matplotlib", "jinja2") if not find_spec(name)]
+    if missing:
+        install = 'pip install "matplotlib>=3.9" "jinja2>=3.1"'
+        raise InputError(f"{what} needs {' and '.join(missing)}; install with: {install}")
+
+
 def reportable(context: click.Context, parameter: click.Parameter, path: str | None) -> Path | None:
     """The path of a report that can be written."""
     if path is not None:
         if not path.endswith((".json", ".html")):
             raise InputError(f"{parameter.opts[0]} {path}: it must end in .json or .html")
-        missing = [name for name in ("matplotlib", "jinja2") if not find_spec(name)]
-        if path.endswith(".html") and missing:
-            install = 'pip install "matplotlib>=3.9" "jinja2>=3.1"'
-            raise InputError(f"{parameter.opts[0]} {path} needs {' and '.join(missing)}; install with: {install}")
+        if path.endswith(".html"):
+            require_page_libraries(f"{parameter.opts[0]} {path}")
     return writable(context, parameter, path)
 
 
@@ -249,6 +272,7 @@ def p3_command() -> click.Group:
             click.Argument(["paths"], metavar="[SPEC.toml | RESULT.json RESULT.json]", nargs=-1),
             *specification_flags(),
             click.Option(["--plot"], metavar="PICTURE", callback=drawable, help="Draw both fits; .png, .svg or .pdf."),
+            click.Option(["--report"], metavar="DIR", callback=page_directory, help="Write comparison.html there."),
         ],
         short_help="Fit with PyTorch and with JAX, and compare.",
         help=f"""

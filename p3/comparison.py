@@ -33,6 +33,11 @@ class Comparison:
     b: FitResult
 
     @property
+    def sides(self) -> tuple[tuple[str, FitResult], ...]:
+        """Both results, with their frameworks' names."""
+        return tuple((BACKENDS[result.backend].title, result) for result in (self.a, self.b))
+
+    @property
     def ok(self) -> bool:
         """Whether they agree."""
         if self.within_tolerance:

@@ -149,7 +149,7 @@ def all_held(a: FitResult, b: FitResult) -> Iterator[Held]:
 def losses_and_gradients(result: FitResult) -> Iterator[Held]:
     """√loss and the gradients, against the chain rule by hand at the run's own coefficients."""
     spec, points = result.spec, make_points(result.spec)
-    length = max(1, BLOCK // (spec.batch_size or spec.data.points))
+    length = max(1, BLOCK // (spec.batch_size or len(points.x)))
     losses, gradients, sizes = [], [], []
     for first in range(0, spec.steps, length):
         rows = result.traces["coefficients"][first : first + length]

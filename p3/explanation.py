@@ -14,7 +14,7 @@ from rich.table import Table
 
 from p3.backends import BACKENDS, BackendName, load
 from p3.checkpoint import Checkpoint
-from p3.data import Points, make_points
+from p3.data import Points, count_points, make_points
 from p3.errors import InputError
 from p3.exact import P3, Chain, chain
 from p3.optimizers import Sgd
@@ -204,7 +204,7 @@ def explain(spec: TrainingSpec, step: int = 0, shown: tuple[int, ...] | None = N
     """
     if not 0 <= step < spec.steps:
         raise InputError(f"there is no step {step}; the specification has steps 0 to {spec.steps - 1}")
-    count = spec.batch_size or spec.data.points
+    count = spec.batch_size or count_points(spec)
     shown = shown if shown is not None else tuple(dict.fromkeys((0, count // 4, count // 2)))
     for point in shown:
         if not 0 <= point < count:

@@ -31,13 +31,12 @@ def specification_flags() -> Iterator[click.Option]:
         tables = kinds(field.annotation)
         if not tables:
             yield _flag(name, [field], "")
-            continue
         fields: dict[str, list[FieldInfo]] = {}
         owners: dict[str, list[str]] = {}
-        for table in tables:
+        for tag, table in tables.items():
             for inner, inner_field in table.model_fields.items():
                 fields.setdefault(inner, []).append(inner_field)
-                owners.setdefault(inner, []).append(getattr(table.model_fields.get("name"), "default", ""))
+                owners.setdefault(inner, []).append(tag)
         for inner, same in fields.items():
             yield _flag(f"{name}.{inner}", same, ", ".join(owners[inner]) if len(same) < len(tables) else "")
 
@@ -74,7 +73,9 @@ def _said(fields: list[FieldInfo]) -> str:
 
 def _limits(fields: list[FieldInfo]) -> Iterator[str]:
     """The defaults and the bounds of fields of one name, for their help."""
-    defaults = dict.fromkeys("none" if field.default is None else str(field.default) for field in fields)
+    defaults = dict.fromkeys(
+        "none" if field.default is None or field.is_required() else str(field.default) for field in fields
+    )
     yield f"default {' or '.join(defaults)}"
     bounds = [bound for member in (fields[0], *_members(fields[0].annotation)) for bound in member.metadata]
     for said, name in (("above", "gt"), ("at least", "ge"), ("below", "lt"), ("at most", "le")):

@@ -1,4 +1,4 @@
-"""Pictures of a comparison. The one module that needs matplotlib."""
+"""Pictures of a comparison."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 from p3.backends import BACKENDS
 from p3.comparison import Comparison
 from p3.data import make_points
+from p3.divergence import all_held
 from p3.exact import P3
 from p3.result import FitResult
+from p3.spec import FileData
 
 # Two colours that also differ in grey, and for the colour-blind (Okabe and Ito).
 COLOURS = {"torch": "#D55E00", "jax": "#0072B2"}
@@ -24,7 +26,11 @@ def draw_fit(axes: Axes, comparison: Comparison) -> None:
     """The points and both fitted curves."""
     data = comparison.a.spec.data
     x, y = make_points(comparison.a.spec.replace({"dtype": "float64"}))
-    axes.plot(x, y, color="0.75", linewidth=5, label=f"y = {data.target} x")
+    if isinstance(data, FileData):
+        x, y = x[order := np.argsort(x)], y[order]
+        axes.plot(x, y, "o", color="0.75", markersize=4, label=f"{data.y} of {data.file}")
+    else:
+        axes.plot(x, y, color="0.75", linewidth=5, label=f"y = {data.target} x")
     for result, style in ((comparison.a, "-"), (comparison.b, "--")):
         axes.plot(
             x,
@@ -64,4 +70,34 @@ def plot_comparison(comparison: Comparison) -> Figure:
     for axes, draw in zip(figure.subplots(1, 3), (draw_fit, draw_losses, draw_differences), strict=True):
         draw(axes, comparison)
         axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_traces(comparison: Comparison) -> Figure:
+    """The gradient and the value of each coefficient, step by step."""
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    for row, name in zip(figure.subplots(2, 4, sharex=True), ("gradients", "coefficients"), strict=True):
+        for column, (axes, coefficient) in enumerate(zip(row, "abcd", strict=True)):
+            for (title, result), style in zip(comparison.sides, ("-", "--"), strict=True):
+                values = result.traces[name][:, column]
+                axes.plot(values, style, color=COLOURS[result.backend], label=title)
+            axes.set(title=f"∂loss/∂{coefficient}" if name == "gradients" else coefficient)
+            axes.grid(alpha=0.3)
+    for axes in row:
+        axes.set(xlabel="step")
+    axes.legend()
+    return figure
+
+
+def plot_rounding(comparison: Comparison) -> Figure:
+    """Each quantity's distance from what it should be, as a part of what rounding explains."""
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for held in all_held(comparison.a, comparison.b):
+        part = held.epsilons(comparison.dtype).max(axis=1) / held.tolerance
+        axes.semilogy(np.where(part > 0, part, np.nan), ".", markersize=3, label=f"{held.quantity}, {held.side}")
+    axes.axhline(1, color="0.3", linewidth=1, label="as much as rounding explains")
+    axes.set(xlabel="step", title="difference, in parts of the tolerance (not drawn: steps with none)")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=4)
+    axes.grid(alpha=0.3)
     return figure

@@ -1,7 +1,7 @@
 """What the tables of the specification have in common, and how a mistake in one is told."""
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 
@@ -19,22 +19,26 @@ def named(default: str) -> Discriminator:
     )
 
 
-def kinds(annotation: Any) -> tuple[type[Section], ...]:
-    """The models that a field's value may be one of; none where it is no table."""
-    if get_origin(annotation) is Annotated:
-        return kinds(get_args(annotation)[0])
+def kinds(annotation: Any) -> dict[str, type[Section]]:
+    """The models that a field's value may be one of, by their tags, if there are several; none where it is no table."""
     if isinstance(annotation, type):
-        return (annotation,) if issubclass(annotation, Section) else ()
-    return tuple(kind for member in get_args(annotation) for kind in kinds(member))
+        return {"": annotation} if issubclass(annotation, Section) else {}
+    found: dict[str, type[Section]] = {}
+    for member in get_args(annotation):
+        tags = [part.tag for part in getattr(member, "__metadata__", ()) if isinstance(part, Tag)]
+        if tags:
+            found[tags[0]] = get_args(member)[0]
+    return found
 
 
 def merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The fields with changes, table by table; a table that gets another `name` keeps nothing of what it was."""
+    """The fields with changes, table by table; a table that becomes of another kind keeps nothing of what it was."""
 
     def change(old: Any, new: Any) -> Any:
         if not (isinstance(old, dict) and isinstance(new, dict)):
             return new
-        return new if new.get("name", old.get("name")) != old.get("name") else merged(old, new)
+        is_other = new.get("name", old.get("name")) != old.get("name") or not new.keys() <= old.keys()
+        return new if is_other else merged(old, new)
 
     return fields | {name: change(fields.get(name), value) for name, value in changes.items()}
 
@@ -85,11 +89,10 @@ def _resolved(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[
     parts: Iterator[str] = map(str, location)
     for part in parts:
         path.append(part)
-        choices = kinds(model.model_fields[part].annotation) if part in model.model_fields else ()
-        if len(choices) == 1:
-            model = choices[0]
-        elif choices and (tag := next(parts, None)) is not None:
-            model = next(kind for kind in choices if kind.model_fields["name"].default == tag)
+        choices = kinds(model.model_fields[part].annotation) if part in model.model_fields else {}
+        tag = "" if "" in choices else next(parts, None) if choices else None
+        if tag is not None:
+            model = choices[tag]
     return path, model
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Discriminator, Field, FiniteFloat, Tag, ValidationError, model_validator
 
 from p3.errors import InputError
 from p3.optimizers import REFUSED, Optimizer, Sgd
@@ -31,6 +31,14 @@ class Data(Section):
         return self
 
 
+class FileData(Section):
+    """The points (x, y): two columns of a file, which is looked for from the working directory."""
+
+    file: str = Field(description="A file with the points: .csv with a header, .npz, or .parquet.")
+    x: str = Field("x", description="The column of x.")
+    y: str = Field("y", description="The column of y.")
+
+
 class Start(Section):
     """The coefficients before the first update."""
 
@@ -38,6 +46,10 @@ class Start(Section):
     b: FiniteFloat = Field(-1.0, description="Factor of the prediction.")
     c: FiniteFloat = Field(0.0, description="Offset inside P3.")
     d: FiniteFloat = Field(0.3, description="Factor of x inside P3.")
+
+
+def _has_file(given: Any) -> bool:
+    return isinstance(given, dict) and "file" in given
 
 
 class TrainingSpec(Section):
@@ -53,7 +65,10 @@ class TrainingSpec(Section):
         A field is unknown, of the wrong type, or out of range. `from_toml` raises `InputError` instead.
     """
 
-    data: Data = Field(Data(), description="The points to fit.")
+    data: Annotated[
+        Annotated[Data, Tag("function")] | Annotated[FileData, Tag("file")],
+        Discriminator(lambda given: "file" if isinstance(given, FileData) or _has_file(given) else "function"),
+    ] = Field(Data(), description="The points to fit.")
     start: Start = Field(Start(), description="The coefficients before the first update.")
     optimizer: Optimizer = Field(Sgd(), description="The update rule.")
     schedule: Schedule = Field(Constant(), description="The learning rate over the steps.")
@@ -81,7 +96,7 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def _batch_of_points(self) -> Self:
-        if self.batch_size is not None and self.batch_size > self.data.points:
+        if self.batch_size is not None and isinstance(self.data, Data) and self.batch_size > self.data.points:
             raise ValueError(f"batch_size = {self.batch_size} is more than data.points = {self.data.points}")
         return self
 
@@ -115,7 +130,11 @@ class TrainingSpec(Section):
 
     def to_toml(self, path: str | PathLike[str]) -> None:
         """Write every field that has a value, whatever becomes of the defaults. Raises `OSError`."""
-        Path(path).write_text(tomli_w.dumps(self.model_dump(exclude_none=True)), encoding="utf-8")
+        Path(path).write_text(self.to_toml_text(), encoding="utf-8")
+
+    def to_toml_text(self) -> str:
+        """The same as text."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
 
     def replace(self, changes: dict[str, Any]) -> Self:
         """A copy with the fields in `changes` (nested, like the TOML file) changed and all validated again."""

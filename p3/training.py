@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from p3.checkpoint import Checkpoint, Saved
+from p3.data import count_points
 from p3.errors import DivergenceError
 from p3.spec import TrainingSpec
 
@@ -89,13 +90,14 @@ def batches(spec: TrainingSpec, first: int, length: int) -> Int[np.ndarray, "ste
     shuffle of an epoch depends on the seed and its own number alone, so that any step can be the first.
     """
     assert spec.batch_size is not None
-    in_epoch = spec.data.points // spec.batch_size
+    points = count_points(spec)
+    in_epoch = points // spec.batch_size
     rows = []
     epoch, orders = -1, np.empty((0, spec.batch_size), np.int32)
     for step in range(first, first + length):
         if step // in_epoch != epoch:
             epoch = step // in_epoch
-            order = np.random.default_rng([spec.seed, epoch]).permutation(spec.data.points)
+            order = np.random.default_rng([spec.seed, epoch]).permutation(points)
             orders = order[: in_epoch * spec.batch_size].reshape(in_epoch, spec.batch_size).astype(np.int32)
         rows.append(orders[step % in_epoch])
     return np.stack(rows)

@@ -128,6 +128,15 @@ def test_another_specification(saved):
     resume("jax", directory, spec.replace({"jit": True}))  # which is not part of the problem
 
 
+def test_a_data_file_that_changed(tmp_path):
+    points = tmp_path / "points.csv"
+    points.write_text("x,y\n0,1\n1,2\n2,4\n", encoding="utf-8")
+    spec = asymmetric(data={"file": str(points)})
+    load("torch").fit(spec, checkpoint=tmp_path / "run")
+    points.write_text("x,y\n0,1\n1,2\n2,5\n", encoding="utf-8")
+    assert "is of other points than" in refusal(tmp_path / "run", spec)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_a_truncated_file(saved, keep):
     spec, directory = saved

@@ -1,6 +1,8 @@
 """Results and their comparison: saved whole, compared by the tolerance, and refused when they are not comparable."""
 
+import html
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import PROBLEMS, fitted
 
 from p3 import FitResult, InputError, TrainingSpec, compare
 from p3.data import make_points
+from p3.page import write_comparison
 from p3.tolerance import COEFFICIENTS, ROOT_LOSS
 
 SPEC = TrainingSpec(steps=300)
@@ -162,3 +165,23 @@ def test_a_result_that_was_tampered_with(results, change, message, tmp_path):
     path.write_text(json.dumps(saved), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         FitResult.load(path)
+
+
+def test_the_page_holds_everything_in_one_file(tmp_path):
+    spec = SPEC.replace({"steps": 30, "jit": False})
+    comparison = compare(fitted("torch", spec), fitted("jax", spec))
+    page = write_comparison(comparison, tmp_path / "report").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    assert not re.search(r"(src|href)=.https?:", page)
+    assert html.escape(comparison.verdict, quote=False) in page.replace("&#39;", "'").replace("&#34;", '"')
+    assert "torch 2." in page
+    assert "learning_rate = 5e-06" in page
+    for name in ("torch", "jax"):
+        assert FitResult.load(tmp_path / "report" / f"{name}.json").coefficients == fitted(name, spec).coefficients
+
+
+def test_the_page_of_runs_without_traces(tmp_path):
+    spec = SPEC.replace({"steps": 30, "jit": False, "trace": False})
+    page = write_comparison(compare(fitted("torch", spec), fitted("jax", spec)), tmp_path).read_text(encoding="utf-8")
+    assert page.count("<svg") == 1
+    assert "there is nothing to draw step by step" in page

@@ -1,12 +1,21 @@
 """The points: made in float64, and rounded once."""
 
+import os
+
 import mpmath
 import numpy as np
+import pyarrow
 import pytest
 from conftest import PROBLEMS
+from pyarrow import parquet
+from pydantic import ValidationError
 
-from p3 import TrainingSpec
+from p3 import InputError, TrainingSpec
+from p3.backends import load
 from p3.data import make_points
+from p3.section import describe
+from p3.spec import FileData
+from p3.training import batches
 
 
 def test_lower_precision_is_the_float64_points_rounded_once(problem):
@@ -32,3 +41,120 @@ def test_the_ends_are_low_and_high():
     x = make_points(PROBLEMS["asymmetric"].replace({"dtype": "float64"})).x
     assert (x[0], x[-1], len(x)) == (-2.0, 1.0, 1500)
     np.testing.assert_allclose(np.diff(x), 3 / 1499, rtol=1e-12)
+
+
+# --- one's own
+
+
+FROM = np.linspace(-2, 1, 40)
+
+
+def file_spec(path, **changes):
+    return TrainingSpec().replace(
+        {"data": {"file": str(path), **changes.pop("columns", {})}, "steps": 20, "jit": False, **changes}
+    )
+
+
+@pytest.fixture(params=["csv", "npz", "parquet"])
+def path(request, tmp_path):
+    """exp at 40 points, in each kind of file, among other columns."""
+    path = tmp_path / f"points.{request.param}"
+    x, y = FROM, np.exp(FROM)
+    if request.param == "csv":
+        rows = "".join(f"{i},{a!r},{b!r}\n" for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)))
+        path.write_text("\ufeffnumber,time,y\n" + rows, encoding="utf-8")
+    elif request.param == "npz":
+        np.savez(path, number=np.arange(40), time=x, y=y)
+    else:
+        parquet.write_table(pyarrow.table({"number": np.arange(40), "time": x, "y": y}), path)
+    return path
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_files_points_are_fitted_as_they_are(path, backend):
+    spec = file_spec(path, columns={"x": "time"}, dtype="float64")
+    points = make_points(spec)
+    assert points.x.tolist() == FROM.tolist()
+    assert points.y.tolist() == np.exp(FROM).tolist()
+    same = TrainingSpec().replace(
+        {
+            "data": {"points": 40, "low": -2.0, "high": 1.0, "target": "exp"},
+            "steps": 20,
+            "jit": False,
+            "dtype": "float64",
+        }
+    )
+    assert load(backend).fit(spec).coefficients == load(backend).fit(same).coefficients
+
+
+def test_a_files_points_come_in_batches(path):
+    spec = file_spec(path, columns={"x": "time"}, batch_size=7)
+    assert set(batches(spec, 0, 5).ravel()) <= set(range(40))
+    assert load("torch").fit(spec).losses.shape == (20,)
+    with pytest.raises(InputError, match="batch_size = 41 is more than the 40 points"):
+        make_points(spec.replace({"batch_size": 41}))
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    path = tmp_path / "points.csv"
+    for last in ("4", "5"):
+        path.write_text(f"x,y\n1,2\n3,{last}\n", encoding="utf-8")
+        os.utime(path, ns=(int(last), int(last)))
+        assert make_points(file_spec(path)).y.tolist() == [2, float(last)]
+
+
+REFUSED = {
+    "no file": (None, r"points\.csv: cannot be read: No such file or directory"),
+    "empty": ("", "has no column 'x'; there are none"),
+    "no column": ("x,z\n1,2\n", "has no column 'y'; there are 'x', 'z'"),
+    "text": ("x,y\n1,2\n3,four\n", "row 2 of y is 'four'; it must be a number"),
+    "a hole": ("x,y\n1,2\n,4\n", "row 2 of x is missing; it must be a number"),
+    "a short row": ("x,y\n1,2\n3\n", "row 2 of y is missing; it must be a number"),
+    "NaN": ("x,y\n1,2\n3,4\n5,nan\n", "row 3 of y is nan; it must be a finite number"),
+    "infinity": ("x,y\n1,2\n-inf,4\n", "row 2 of x is -inf; it must be a finite number"),
+    "too large": ("x,y\n1,2\n3,1e300\n", r"row 2 is too large for float32: 3\.0, 1e\+300"),
+    "one point": ("x,y\n1,2\n", "has 1 row of points; a fit needs 2 at least"),
+    "no point": ("x,y\n", "has 0 rows of points; a fit needs 2 at least"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_bad_file_is_refused_with_its_row(what, tmp_path):
+    text, says = REFUSED[what]
+    if text is not None:
+        (tmp_path / "points.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=says) as caught:
+        make_points(file_spec(tmp_path / "points.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_bad_files(tmp_path):
+    for name, write, says in (
+        (
+            "points.npz",
+            lambda p: np.savez(p, x=np.ones(3), y=np.ones(4)),
+            "x has 3 rows and y has 4; they must have as",
+        ),
+        ("points.npz", lambda p: np.savez(p, x=np.ones((3, 2)), y=np.ones(3)), r"x is float64 of shape \(3, 2\)"),
+        ("points.npz", lambda p: np.savez(p, x=np.array(["a"]), y=np.ones(1)), r"x is <U1 of shape \(1,\)"),
+        ("points.npz", lambda p: p.write_bytes(b"no zip"), "is not an .npz file"),
+        ("points.parquet", lambda p: p.write_bytes(b"no parquet"), "is not a Parquet file"),
+        ("points.csv", lambda p: p.write_bytes(b"x,y\n\xff,2\n"), "is not CSV"),
+        ("points.xls", lambda p: p.write_bytes(b""), "give one that ends in .csv, .npz, .parquet"),
+        ("points.csv", lambda p: p.mkdir(), "cannot be read: Is a directory"),
+    ):
+        directory = tmp_path / name.replace(".", "") / str(abs(hash(says)))
+        directory.mkdir(parents=True)
+        write(directory / name)
+        with pytest.raises(InputError, match=says) as caught:
+            make_points(file_spec(directory / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_has_no_function():
+    with pytest.raises(ValidationError) as caught:
+        TrainingSpec().replace({"data": {"file": "a.csv", "points": 5}})
+    assert describe(caught.value, TrainingSpec) == "data.points is not a field; allowed here: file, x, y"
+    spec = TrainingSpec().replace({"data": {"file": "a.csv"}})
+    assert spec.replace({"data": {"y": "height"}}).data == FileData(file="a.csv", y="height")
+    assert spec.replace({"data": {"target": "cos"}}).data == TrainingSpec().replace({"data": {"target": "cos"}}).data

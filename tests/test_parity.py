@@ -102,7 +102,7 @@ def test_a_rule_that_is_dropped_and_not_missed_is_named_too():
     report = check(PAIRS["p3, custom_jvp"], only=["rule"])
     assert report["rule"].verdict == "passed"
     assert "jvp: dropped by torch.compile of torch.func, which gives the same without it" in report["rule"].note
-    assert "vjp: ran in eager, vmap, jax.jit" in report["rule"].note
+    assert "vjp: ran in eager, one output and argument at a time, vmap, jax.jit" in report["rule"].note
 
 
 def test_the_rules_of_the_frameworks_own_functions_are_not_hand_written():

@@ -1,6 +1,7 @@
 """What an operator is defined on: dtypes, shapes, and where numbers end."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -205,6 +206,8 @@ def special_values(case: Case) -> CheckResult:
                     findings += special_differences(case, inputs, position, precision)
                 except RefusalError as refusal:
                     return CheckResult("special values", "refused", str(refusal))
+            with suppress(RefusalError):  # where all are 0 a function may say that it is not defined
+                findings += differences_at_zeros(case, position, precision)
     return judged("special values", findings, f"alike at {', '.join(f'{x:.3g}' for x in values)}")
 
 
@@ -223,11 +226,7 @@ def specials(case: Case, precision: str) -> np.ndarray:
 
 
 def with_specials(case: Case, position: int, values: np.ndarray) -> Iterator[Arrays]:
-    """
-    Inputs with the values in one argument.
-
-    All at once where the function is elementwise, or else one at a time, and an argument of zeros alone.
-    """
+    """Inputs with the values in one argument: all at once where the function is elementwise, or else one at a time."""
     kind = case.inputs[position].dtype
     if case.elementwise:
         yield tuple(
@@ -239,7 +238,21 @@ def with_specials(case: Case, position: int, values: np.ndarray) -> Iterator[Arr
         x = case.inputs[position].copy()
         x[(0,) * x.ndim] = value
         yield (*case.inputs[:position], x, *case.inputs[position + 1 :])
-    yield (*case.inputs[:position], np.zeros_like(case.inputs[position]), *case.inputs[position + 1 :])
+
+
+def differences_at_zeros(case: Case, position: int, precision: str) -> Iterator[Finding]:
+    """
+    Where an argument of zeros alone gives infinities or NaN on one side alone, as the gradient of a norm can.
+
+    What finite numbers it gives is a choice between elements that are all alike.
+    """
+    if case.elementwise:
+        return
+    inputs = (*case.inputs[:position], np.zeros_like(case.inputs[position]), *case.inputs[position + 1 :])
+    for finding in special_differences(case, inputs, position, precision):
+        assert finding.mismatch is not None
+        if not (np.isfinite(finding.mismatch.got) and np.isfinite(finding.mismatch.expected)):
+            yield finding
 
 
 def flushed(case: Case, inputs: Arrays, position: int, precision: str, got: np.ndarray) -> np.ndarray:
@@ -277,6 +290,7 @@ def special_differences(case: Case, inputs: Arrays, position: int, precision: st
                 continue
             ignored = flushed(case, inputs, position, precision, a) | flushed(case, inputs, position, precision, b)
             ignored |= undefined & (method != "value")  # where there is no value there is no derivative
+            ignored |= ~np.isfinite(wide(b)) & (method == "jvp")  # a sum of infinities is one, or NaN, as it is ordered
             mismatch = climb({precision: Pair(np.where(ignored, b, a), b, size)})
             if mismatch is None:
                 continue

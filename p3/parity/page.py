@@ -1,13 +1,12 @@
-"""The report as one self-contained HTML page. The one module of the checker that needs matplotlib and Jinja."""
+"""The report as one self-contained HTML page."""
 
-import io
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from p3.html import as_svg, render
 from p3.parity.case import Case
 from p3.parity.mismatch import in_epsilons
 from p3.parity.operator import wide
@@ -18,23 +17,7 @@ from p3.tolerance import PARITY
 # Colours that also differ in grey, and for the colour-blind (Okabe and Ito).
 COLOURS = {"float64": "#0072B2", "float32": "#D55E00"}
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{{ report.title }}</title>
-<style>
- body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
- h1 { font-size: 1.3rem } h2 { font-size: 1.1rem; margin-top: 2rem }
- table { border-collapse: collapse; width: 100% }
- th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #ddd }
- td:nth-child(2) { white-space: nowrap }
- .passed { color: #00701a } .failed { color: #b00020; font-weight: bold }
- .refused { color: #8a5a00 } .not-applicable { color: #777 }
- pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: 13px }
- svg { width: 100%; height: auto }
-</style>
-<h1>{{ report.title }}</h1>
+BODY = """
 <p class="{{ 'passed' if report.ok else 'failed' }}">{{ report.summary }}</p>
 <p>Inputs: {% for x in report.case.inputs -%}
 {{ x.dtype }} of shape {{ x.shape }}{{ ", " if not loop.last }}{% endfor %}; seed {{ report.case.seed }}.</p>
@@ -50,21 +33,13 @@ TEMPLATE = """<!doctype html>
 {% endfor %}</table>
 <h2>How far apart the two sides are</h2>
 {{ picture | safe }}
-</html>
 """
 
 
 def write_page(report: ParityReport, path: Path) -> None:
     """Write the page."""
-    template = Environment(autoescape=True).from_string(TEMPLATE)
-    path.write_text(template.render(report=report, picture=as_svg(plot_errors(report.case))), encoding="utf-8")
-
-
-def as_svg(figure: Figure) -> str:
-    """The picture, to be put into a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+    picture = as_svg(plot_errors(report.case))
+    path.write_text(render(report.title, BODY, report=report, picture=picture), encoding="utf-8")
 
 
 def plot_errors(case: Case) -> Figure:

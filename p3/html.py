@@ -1,0 +1,42 @@
+"""What the project's HTML pages have in common: one file each, with its style and its pictures in it."""
+
+import io
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+STYLE = """
+ body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+ h1 { font-size: 1.3rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+ table { border-collapse: collapse; width: 100% }
+ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #ddd }
+ td:nth-child(2) { white-space: nowrap }
+ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+ .passed { color: #00701a } .failed { color: #b00020; font-weight: bold }
+ .refused { color: #8a5a00 } .not-applicable { color: #777 }
+ pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: 13px }
+ svg { width: 100%; height: auto }
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ title }}</title>
+<style>{{ style | safe }}</style>
+<h1>{{ title }}</h1>
+"""
+
+
+def render(title: str, body: str, **values: object) -> str:
+    """The page with a title and a body, which is a Jinja template of the values."""
+    template = Environment(autoescape=True).from_string(PAGE + body + "</html>\n")
+    return template.render(title=title, style=STYLE, **values)
+
+
+def as_svg(figure: Figure) -> str:
+    """The picture, to be put into a page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    _, begin, rest = text.getvalue().partition("<svg")
+    return begin + rest
