@@ -171,9 +171,9 @@ def compare_callback(paths: tuple[str, ...], plot: Path | None, report: Path | N
     console = Console()
     console.print(comparison) if console.is_terminal else click.echo(comparison)
     if plot:
-        from p3.plot import plot_comparison  # matplotlib, which only a picture needs
+        from p3.plot import plot_all  # matplotlib, which only a picture needs
 
-        plot_comparison(comparison).savefig(plot)
+        plot_all(comparison).savefig(plot)
     if report:
         from p3.page import write_comparison  # matplotlib and Jinja, which only a page needs
 

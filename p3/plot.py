@@ -1,5 +1,7 @@
 """Pictures of a comparison."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -64,28 +66,46 @@ def draw_differences(axes: Axes, comparison: Comparison) -> None:
     )
 
 
+def draw_traces(row: Sequence[Axes], comparison: Comparison, name: str) -> None:
+    """The gradients, or the coefficients, step by step."""
+    for column, (axes, coefficient) in enumerate(zip(row, "abcd", strict=True)):
+        for (title, result), style in zip(comparison.sides, ("-", "--"), strict=True):
+            values = result.traces[name][:, column]
+            axes.plot(values, style, color=COLOURS[result.backend], label=title)
+        axes.set(xlabel="step", title=f"∂loss/∂{coefficient}" if name == "gradients" else coefficient)
+        axes.grid(alpha=0.3)
+
+
 def plot_comparison(comparison: Comparison) -> Figure:
     """The fit, the losses and their difference, side by side."""
     figure = Figure(figsize=(15, 4.5), layout="constrained")
-    for axes, draw in zip(figure.subplots(1, 3), (draw_fit, draw_losses, draw_differences), strict=True):
+    draw_comparison(figure.subplots(1, 3), comparison)
+    return figure
+
+
+def draw_comparison(row: Sequence[Axes], comparison: Comparison) -> None:
+    """The same in a row of some figure."""
+    for axes, draw in zip(row, (draw_fit, draw_losses, draw_differences), strict=True):
         draw(axes, comparison)
         axes.grid(alpha=0.3)
-    return figure
 
 
 def plot_traces(comparison: Comparison) -> Figure:
     """The gradient and the value of each coefficient, step by step."""
     figure = Figure(figsize=(15, 6), layout="constrained")
-    for row, name in zip(figure.subplots(2, 4, sharex=True), ("gradients", "coefficients"), strict=True):
-        for column, (axes, coefficient) in enumerate(zip(row, "abcd", strict=True)):
-            for (title, result), style in zip(comparison.sides, ("-", "--"), strict=True):
-                values = result.traces[name][:, column]
-                axes.plot(values, style, color=COLOURS[result.backend], label=title)
-            axes.set(title=f"∂loss/∂{coefficient}" if name == "gradients" else coefficient)
-            axes.grid(alpha=0.3)
-    for axes in row:
-        axes.set(xlabel="step")
-    axes.legend()
+    for row, name in zip(figure.subplots(2, 4), ("gradients", "coefficients"), strict=True):
+        draw_traces(row, comparison, name)
+    return figure
+
+
+def plot_all(comparison: Comparison) -> Figure:
+    """The fit, the losses and their difference, and below them the gradients, if they were recorded."""
+    if not comparison.is_traced:
+        return plot_comparison(comparison)
+    figure = Figure(figsize=(15, 7.5), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2))[:, 0]
+    draw_comparison(above.subplots(1, 3), comparison)
+    draw_traces(below.subplots(1, 4), comparison, "gradients")
     return figure
 
 
