@@ -86,7 +86,8 @@ UPDATE = Tolerance(
 
 PARITY = Tolerance(
     32,
-    "|result| and its change when every input changes by its own size, from the reference in float64",
+    "|result| and its change when every input changes by its own size, from the reference in float64; found from small "
+    "changes, and from such as change nothing but rounding",
     "a stable algorithm's result is exact for inputs that are some epsilons off, so this is the size of the terms that "
     "it sums; frameworks' own elementary functions differ by up to 16 epsilons of it",
 )

@@ -233,6 +233,12 @@ def symbolic_product_jvp(primals, tangents):
     return x * y, y * dx + x * dy
 
 
+def raises_for_nan(x):
+    if x.isnan().any():
+        raise ValueError("not a number")
+    return torch.sin(x)
+
+
 symbolic_pair = jax.custom_vjp(lambda x: (jnp.sin(x), jnp.cos(x)))
 
 
@@ -777,8 +783,16 @@ FAULTY = {
         lambda x: jnp.sqrt((x * x).sum(-1)),
         TALL,
         "special values",
-        "the vjp at 0 is nan",
+        "the vjp 0 of the argument times 0 is nan",
     ),
+    "a sum of exponentials that is not shifted": in_jax(
+        lambda x: torch.logsumexp(x, -1),
+        lambda x: jnp.log(jnp.exp(x).sum(-1)),
+        TALL,
+        "special values",
+        "the value 0 of the argument times 1000 is inf",
+    ),
+    "in PyTorch: raises for NaN": in_torch(jnp.sin, raises_for_nan, LINE, "special values", "there it raises, and the"),
     "fewer outputs": in_jax(lambda x: (x.sin(), x.cos()), jnp.sin, LINE, "value", "1 of them, and not 2"),
     "rounded to integers": in_jax(torch.sin, lambda x: jnp.sin(x).astype(int), LINE, "value", "off|0 everywhere"),
     "no scalars": in_jax(

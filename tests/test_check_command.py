@@ -9,10 +9,12 @@ from shutil import which
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import COMPARISONS
 from test_cli import SCRIPTS, refused, run
 
-from p3 import InputError
+from p3 import InputError, parity
+from p3.cli import p3_command
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 
 P3 = ["torchp3:legendre_p3", "jaxp3:legendre_p3", "--input", "linspace(-3, 3, 51)"]
@@ -100,6 +102,34 @@ def test_keywords_frameworks_and_closed_forms(tmp_path):
     finished = run("p3", "check", *both, *options, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "the closed form" in finished.stdout
+
+
+def test_every_option_reaches_the_checker(monkeypatch):
+    given = []
+    check = parity.check
+    monkeypatch.setattr(parity, "check", lambda *args, **options: given.append(options) or check(*args, **options))
+    options = ["--seed", "7", "--point", "0.5", "--surrogate", "--dtype", "float32", "--only", "value", "--no-compiled"]
+    result = CliRunner().invoke(p3_command(), ["check", *P3, *options], standalone_mode=False)
+    assert result.return_value == 0
+    (options,) = given
+    progress = options.pop("progress")
+    assert callable(progress)
+    assert options == {
+        "seed": 7,
+        "points": (0.5,),
+        "surrogate": True,
+        "dtypes": ("float32",),
+        "only": ("value",),
+        "compiled": False,
+    }
+
+
+def test_a_function_that_exits_is_bad_input(tmp_path):
+    (tmp_path / "my_ops.py").write_text("import sys\ndef f(x): sys.exit(0)\n")
+    finished = run("p3", "check", "my_ops:f", "torch:sin", "--input", "[1.0]", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "SystemExit" in finished.stderr
+    assert finished.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def assert_same(result, expected):
     assert result.traces.keys() == expected.traces.keys()
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("pieces", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_run_crosses_over_at_every_piece(whole, pieces, tmp_path):
     spec, directory, expected = whole
     for path in sorted(directory.iterdir())[:pieces]:

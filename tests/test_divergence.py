@@ -184,8 +184,15 @@ BUGS = {
 }
 
 
-@pytest.mark.parametrize("bug", BUGS)
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+# Each bug in one framework by default, and in the other among the slow tests.
+@pytest.mark.parametrize(
+    ("backend", "bug"),
+    [
+        pytest.param(backend, bug, marks=[pytest.mark.slow] if (number + turn) % 2 else [])
+        for number, bug in enumerate(BUGS)
+        for turn, backend in enumerate(TRAIN)
+    ],
+)
 def test_a_bug_is_found_at_its_first_step_as_what_it_is(backend, bug, monkeypatch):
     spec, plant, step, quantity, part = BUGS[bug]
     plant(monkeypatch.setattr, TRAIN[backend], MODEL[backend])
@@ -215,7 +222,7 @@ def test_there_are_as_many_bugs_as_should_be_of_every_quantity():
         {"schedule": {"name": "one_cycle"}, "optimizer": {"name": "adadelta", "learning_rate": 0.1}},
     ],
 )
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", ["asymmetric", pytest.param("tutorial", marks=pytest.mark.slow)])
 def test_what_is_not_changed_is_rounding(problem, dtype, changes):
     spec = PROBLEMS[problem].replace({"dtype": dtype, "steps": 150, "jit": False, **changes})
     a, b = torchp3.fit(spec), jaxp3.fit(spec)

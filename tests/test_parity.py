@@ -21,6 +21,7 @@ from p3 import InputError, parity
 from p3.parity.checker import make_case
 from p3.parity.faults import FAULTS, FaultyPort, is_plantable
 from p3.parity.mismatch import Pair, climb, explain, in_epsilons
+from p3.parity.result import judged
 from p3.parity.truth import true_vjp
 
 # What a report says that a check did, where the check itself has no figures for it.
@@ -33,8 +34,12 @@ def check(pair, **options):
     )
 
 
+# The slowest of those that have another like them.
+SLOW = ("scaled sine, a scalar", "gelu, by tanh", "logsumexp", "softmax of one", "where", "cancelled", "p3, custom_jvp")
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in PAIRS])
 def test_a_right_port_raises_no_alarm(name):
     report = check(PAIRS[name], compiled=False)
     report.assert_ok()
@@ -215,6 +220,16 @@ def test_two_sides_that_are_wrong_alike_are_held_against_truth(name, check):
     report = parity.check(port, port, FAULTY[name].inputs, only=[check])
     assert {finding.side for finding in report[check].findings} == {"the reference", "the port"}
     assert report[check].verdict == "failed"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "check", ["adjoint", "linearity", "transformed", "batched", "repeatable", "inputs intact", "dtypes"]
+)
+def test_each_side_is_looked_at_by_itself(check):
+    faulty = next(f for name, f in FAULTY.items() if f.check == check)
+    report = parity.check(faulty.port, faulty.reference, faulty.inputs, only=[check], **faulty.options)
+    assert "the reference" in {finding.side for finding in report[check].findings}
 
 
 def test_truth_says_where_it_comes_from():
@@ -421,6 +436,25 @@ def test_what_cannot_be_checked_is_refused_in_a_line(as_operator, f, inputs, say
         parity.check(as_operator(f), as_operator(f), inputs)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("as_operator", [torchp3.as_operator, jaxp3.as_operator])
+def test_a_function_that_exits_is_refused(as_operator):
+    with pytest.raises(InputError, match="SystemExit: 0"):
+        parity.check(as_operator(lambda x: sys.exit(0)), as_operator(lambda x: x), LINE)
+
+
+def test_findings_that_are_more_than_rounding_come_first():
+    kinds = ["rounding", "semantic", "rounding"]
+    findings = [
+        parity.Finding("a", "b", "c", kind, climb({"float64": Pair(LINE + 1, LINE, np.ones(101))})._replace(kind=kind))
+        for kind in kinds
+    ]
+    assert [finding.explanation for finding in judged("x", findings, "").findings] == [
+        "semantic",
+        "rounding",
+        "rounding",
+    ]
 
 
 def test_names_that_there_are_not():

@@ -9,7 +9,7 @@ import numpy as np
 
 from p3.errors import InputError
 from p3.parity import truth
-from p3.parity.mismatch import Mismatch, Pair, climb
+from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
 from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
 from p3.parity.recorded import RefusalError
 from p3.parity.truth import Truth
@@ -18,6 +18,12 @@ from p3.tolerance import TRUTH
 PRECISIONS = ("float64", "float32")
 RELIABLE = 1e-5  # of the size: an element whose truth is less sure than that is not held against it
 FLOOR = 2.0**-6  # of a typical size: where all terms cancel, as at cos(0 + 1) − cos(1), there were some before they did
+JOINT = 2.0**-3  # of the largest size, where elements are made of one another, as a row's are in a softmax
+# By what every input is moved, of itself: to see how the result depends on it, and to see how it is rounded, which can
+# be more, as where 1 − p cancels in the gradient of a softmax that is nearly 1.
+ROUNDING = 2.0**-50
+MOVES = (2.0**-16, ROUNDING)
+JUMP = 2.0**-30  # of the largest result: what changes by more when it is moved by so little jumps there
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 Groups = tuple[Arrays, ...]
 
@@ -162,16 +168,24 @@ class Case:
         random = self.random()
         still = tuple(map(wide, quantity.of(operator)))
         moves: list[Arrays] = []
-        by = 2.0**-16
         with np.errstate(all="ignore"):
-            for _ in range(4):
+            for by in 4 * MOVES:
                 moved = quantity.moved(random, by).of(operator)
-                moves.append(tuple(np.abs(wide(a) - b) / by for a, b in zip(moved, still, strict=True)))
+                changes = [np.abs(wide(a) - b) for a, b in zip(moved, still, strict=True)]
+                if by == ROUNDING:
+                    changes = [
+                        np.where(c <= JUMP * np.abs(y[np.isfinite(y)]).max(initial=0.0), c, 0)
+                        for c, y in zip(changes, still, strict=True)
+                    ]
+                moves.append(tuple(change / by for change in changes))
             sizes = [
                 np.abs(y) + np.nan_to_num(np.max([move[k] for move in moves], axis=0), posinf=0.0)
                 for k, y in enumerate(still)
             ]
-        return tuple(np.maximum(size, FLOOR * typical(size)) for size in sizes)
+        if self.elementwise:
+            return tuple(np.maximum(size, FLOOR * typical(size)) for size in sizes)
+        largest_of = [float(size[np.isfinite(size)].max(initial=0.0)) for size in sizes]
+        return tuple(np.maximum(size, JOINT * most) for size, most in zip(sizes, largest_of, strict=True))
 
     def true(self, quantity: Quantity, operator: Operator) -> Truth | None:
         """What a quantity of a side should be by its own values, or by its own vjp for second derivatives."""
@@ -256,10 +270,16 @@ class Case:
 
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
         """Where the sides differ: the array's number, and the worst difference over the precisions."""
+        own = {k: max(self.own(quantity, side, k) for _, side in self.sides) for k in range(len(self.size(quantity)))}
         for k, pairs in self.pairs_of_sides(quantity).items():
-            mismatch = climb(pairs)
+            mismatch = climb(pairs, own[k])
             if mismatch is not None:
                 yield k, mismatch
+
+    def own(self, quantity: Quantity, operator: Operator, k: int) -> float:
+        """By how many of float32's epsilons one array of a side is off its own float64 answer."""
+        single, double = (quantity.of(operator, precision)[k] for precision in ("float32", "float64"))
+        return largest(in_epsilons(single, double, self.size(quantity)[k], "float32"))
 
     def pairs_of_sides(self, quantity: Quantity) -> dict[int, dict[str, Pair]]:
         """The port's and the reference's results, in each precision."""
@@ -290,7 +310,8 @@ class Case:
                     )
                     for precision, result in results.items()
                     if result[k].shape == value.shape
-                }
+                },
+                self.own(quantity, operator, k) if results["float64"][k].shape == value.shape else 0.0,
             )
             if mismatch is not None:
                 yield k, mismatch

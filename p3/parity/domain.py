@@ -15,6 +15,7 @@ from p3.parity.truth import sum_to_shape
 from p3.tolerance import HALF_LADDER
 
 HALF = ("float16", "bfloat16")
+EXTREMES = (0.0, 1000.0)  # times an argument of a function that is not elementwise
 
 
 def dtypes(case: Case) -> CheckResult:
@@ -198,6 +199,7 @@ def strided(x: np.ndarray) -> np.ndarray:
 def special_values(case: Case) -> CheckResult:
     """Where numbers end, and at the points that the user names: both sides have the same, NaN as well."""
     findings: list[Finding] = []
+    refusals: list[str] = []
     for precision in PRECISIONS:
         values = specials(case, precision)
         for position in case.arguments:
@@ -205,10 +207,15 @@ def special_values(case: Case) -> CheckResult:
                 try:
                     findings += special_differences(case, inputs, position, precision)
                 except RefusalError as refusal:
-                    return CheckResult("special values", "refused", str(refusal))
-            with suppress(RefusalError):  # where all are 0 a function may say that it is not defined
-                findings += differences_at_zeros(case, position, precision)
-    return judged("special values", findings, f"alike at {', '.join(f'{x:.3g}' for x in values)}")
+                    refusals.append(str(refusal))
+            for factor in EXTREMES if not case.elementwise else ():
+                with suppress(RefusalError):  # there a function may say that it is not defined
+                    findings += differences_at_extremes(case, position, precision, factor)
+    if refusals and not findings:
+        return CheckResult("special values", "refused", "; ".join(dict.fromkeys(refusals)))
+    note = f"alike at {', '.join(f'{x:.3g}' for x in values)}"
+    note += "" if case.elementwise else " in one element; finite alike where an argument is 0 or 1000 times as large"
+    return judged("special values", findings, note)
 
 
 def specials(case: Case, precision: str) -> np.ndarray:
@@ -240,19 +247,20 @@ def with_specials(case: Case, position: int, values: np.ndarray) -> Iterator[Arr
         yield (*case.inputs[:position], x, *case.inputs[position + 1 :])
 
 
-def differences_at_zeros(case: Case, position: int, precision: str) -> Iterator[Finding]:
+def differences_at_extremes(case: Case, position: int, precision: str, factor: float) -> Iterator[Finding]:
     """
-    Where an argument of zeros alone gives infinities or NaN on one side alone, as the gradient of a norm can.
+    Where an argument times a factor gives infinities or NaN on one side alone.
 
-    What finite numbers it gives is a choice between elements that are all alike.
+    So can the gradient of a norm at 0, and a sum of exponentials that was not shifted. What finite numbers come out is
+    between rounding, and a choice where elements are all alike.
     """
-    if case.elementwise:
-        return
-    inputs = (*case.inputs[:position], np.zeros_like(case.inputs[position]), *case.inputs[position + 1 :])
+    scaled = np.asarray(factor * case.inputs[position])
+    inputs = (*case.inputs[:position], scaled, *case.inputs[position + 1 :])
     for finding in special_differences(case, inputs, position, precision):
-        assert finding.mismatch is not None
-        if not (np.isfinite(finding.mismatch.got) and np.isfinite(finding.mismatch.expected)):
-            yield finding
+        m = finding.mismatch
+        if m is not None and np.isfinite(m.expected) and not np.isfinite(m.got):
+            text = f"the {finding.part} of the argument times {factor:g} is {m.got:.9g}"
+            yield finding._replace(explanation=f"{text} and the reference's {m.expected:.9g}")
 
 
 def flushed(case: Case, inputs: Arrays, position: int, precision: str, got: np.ndarray) -> np.ndarray:
@@ -270,21 +278,29 @@ def flushed(case: Case, inputs: Arrays, position: int, precision: str, got: np.n
 def special_differences(case: Case, inputs: Arrays, position: int, precision: str) -> Iterator[Finding]:
     """Where value or gradient of the two sides differ at some inputs."""
     values = asked(case.reference, "the reference", "value", at_precision(inputs, precision))
-    ones = tuple(np.ones(y.shape, wide(y).dtype) for y in values if is_inexact(y))
+    cotangents = tuple(np.ones(y.shape, wide(y).dtype) for y in values if is_inexact(y))
+    if not case.elementwise:  # of a row that sums to 1 ones make a gradient of nothing but rounding
+        cotangents = case.like(cotangents, 5)
     undefined = np.any([np.isnan(wide(y)) for y in values if y.shape == inputs[position].shape], axis=0)
     if not case.elementwise:
         undefined = np.array(any(np.isnan(wide(y)).any() for y in values))
     tangents = tuple(np.ones_like(inputs[i]) for i in case.arguments)
-    for method, groups in (("value", (inputs,)), ("vjp", (inputs, ones)), ("jvp", (inputs, tangents))):
+    for method, groups in (("value", (inputs,)), ("vjp", (inputs, cotangents)), ("jvp", (inputs, tangents))):
         quantity = Quantity(method, method, groups)
         given = tuple(at_precision(group, precision) for group in groups)
         try:
             expected = asked(case.reference, "the reference", method, *given)
-            got = asked(case.port, "the port", method, *given)
         except RefusalError:
             if method == "jvp":  # of which the check of the jvp says so
                 continue
             raise
+        try:
+            got = asked(case.port, "the port", method, *given)
+        except RefusalError as refusal:
+            if not refusal.is_meant:
+                text = f"there it raises, and the reference not: {refusal}"
+                yield Finding("the port", "the reference", method, text)
+            continue
         for k, (a, b, size) in enumerate(zip(got, expected, case.size(quantity), strict=True)):
             if a.shape != b.shape:
                 continue

@@ -155,7 +155,11 @@ FAULTS = (
         each(lambda g: np.roll(g, 1) if g.size > 1 else None),
         "points whose gradients are not all alike",
     ),
-    Fault("wrong in half precision alone", half_alone, "points whose gradient is not 0, and half precision in dtypes"),
+    Fault(
+        "wrong in half precision alone",
+        half_alone,
+        "points whose gradient half precision can tell, and it in dtypes",
+    ),
 )
 
 

@@ -58,6 +58,7 @@ def linearity(case: Case) -> CheckResult:
     findings: list[Finding] = []
     for side, operator in case.sides:
         pairs: list[dict[str, Pair]] = [{} for _ in sizes]
+        vjp = case.quantity("vjp")
         for precision in PRECISIONS:
             inputs = at_precision(case.inputs, precision)
             try:
@@ -71,8 +72,8 @@ def linearity(case: Case) -> CheckResult:
                 with np.errstate(all="ignore"):
                     total = alpha * wide(a) + beta * wide(b)
                     pair[precision] = Pair(whole, total, np.broadcast_to(abs(beta) * size, total.shape))
-        for part, pair in zip(case.parts(case.quantity("vjp")), pairs, strict=True):
-            mismatch = climb(pair) if climb({"float64": pair["float64"]}) else None
+        for k, (part, pair) in enumerate(zip(case.parts(vjp), pairs, strict=True)):
+            mismatch = climb(pair, case.own(vjp, operator, k)) if climb({"float64": pair["float64"]}) else None
             if mismatch is not None:
                 text = "the vjp is not linear in its cotangent"
                 findings.append(Finding(side, "its parts' sum", part, text, mismatch))

@@ -60,6 +60,8 @@ def parse_input(text: str) -> np.ndarray:
     try:
         with np.errstate(all="ignore"):
             return np.asarray(evaluate(tree.body, shown))
+    except InputError:
+        raise
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise InputError(f"--input {shown} cannot be made: {error}") from error
     except MemoryError:
@@ -128,6 +130,11 @@ def read_array(path: str, name: str) -> np.ndarray:
         raise InputError(f"--input {path}:{name}: cannot be read: {error}") from error
 
 
+def some(names: list[str]) -> str:
+    """The first ten names."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
 def load_function(text: str) -> Any:
     """
     The function that "module:name" or "file.py:name" names, modules being looked for in the current folder as well.
@@ -152,7 +159,7 @@ def load_function(text: str) -> Any:
     for part in name.split("."):
         if not hasattr(function, part):
             names = [n for n in dir(function) if not n.startswith("_") and callable(getattr(function, n))]
-            raise InputError(f"{text}: {module_name} has no {part!r}; it has {', '.join(names) or 'no functions'}")
+            raise InputError(f"{text}: {module_name} has no {part!r}; it has {some(names) or 'no functions'}")
         function = getattr(function, part)
     if not callable(function):
         raise InputError(f"{text} is {type(function).__name__}, and must be a function")

@@ -15,7 +15,7 @@ class RefusalError(Exception):
         self.is_meant = is_meant
 
 
-def refusal_of(error: Exception, where: str) -> RefusalError:
+def refusal_of(error: BaseException, where: str) -> RefusalError:
     """A refusal with the first line of what was raised."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return RefusalError(f"{where}: {type(error).__name__}: {line}", isinstance(error, NotImplementedError))
@@ -25,9 +25,9 @@ def asked(operator: Operator, side: str, method: str, *groups: Any) -> Arrays:
     """Call a method, and make a `RefusalError` of whatever it raises."""
     try:
         return tuple(getattr(operator, method)(*groups))
-    except RefusalError:
+    except (RefusalError, KeyboardInterrupt):
         raise
-    except Exception as error:  # frameworks and users' functions raise all kinds
+    except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
         raise refusal_of(error, f"{side}, {method.replace('_', ' ')}") from error
 
 
@@ -46,7 +46,9 @@ class Recorded:
             given = tuple(tuple(x.copy() for x in group) for group in groups)
             try:
                 self._results[key] = tuple(getattr(self.operator, method)(*given))
-            except Exception as error:  # frameworks and users' functions raise all kinds
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
                 raise refusal_of(error, f"{self.side}, {method.replace('_', ' ')}") from error
         return self._results[key]
 

@@ -70,8 +70,9 @@ class CheckResult(NamedTuple):
 
 def judged(name: str, findings: Iterable[Finding], note: str) -> CheckResult:
     """Failed where a finding is more than rounding, or else passed."""
-    findings = tuple(findings)
-    wrong = [finding for finding in findings if finding.mismatch is None or finding.mismatch.kind == "semantic"]
+    found = list(findings)
+    wrong = [finding for finding in found if finding.mismatch is None or finding.mismatch.kind == "semantic"]
+    findings = (*wrong, *(finding for finding in found if finding not in wrong))
     if wrong:
         return CheckResult(name, "failed", wrong[0].explanation, findings)
     if findings:
