@@ -792,6 +792,9 @@ FAULTY = {
         "special values",
         "the value 0 of the argument times 1000 is inf",
     ),
+    "for tables alone": in_jax(
+        torch.sin, lambda x: jnp.sin(x) + 0 * x.sum(axis=1, keepdims=True), TALL, "shapes", "for other shapes it raises"
+    ),
     "in PyTorch: raises for NaN": in_torch(jnp.sin, raises_for_nan, LINE, "special values", "there it raises, and the"),
     "fewer outputs": in_jax(lambda x: (x.sin(), x.cos()), jnp.sin, LINE, "value", "1 of them, and not 2"),
     "rounded to integers": in_jax(torch.sin, lambda x: jnp.sin(x).astype(int), LINE, "value", "off|0 everywhere"),

@@ -426,6 +426,7 @@ def test_two_sides_that_are_wrong_alike_are_wrong():
         (lambda x: x, ["a"], "give an array of numbers"),
         (lambda x: x, np.array([1e300]), "beyond float32's largest"),
         (lambda x: x, np.array([1, 2]), "no input is floating"),
+        (lambda x: x, np.ones((0, 3)), "has an element, so that nothing could show a fault"),
         (lambda x: x > 0, LINE, "no derivative to check"),
         (lambda x, y: x, LINE, "cannot be called"),
     ],
@@ -475,6 +476,8 @@ def test_names_that_there_are_not():
         parity.check(sine, sine, LINE, points=["a"])
     with pytest.raises(InputError, match="closed_form gives arrays of shapes"):
         parity.check(sine, sine, LINE, closed_form=np.sum)
+    with pytest.raises(InputError, match="closed_form gives object, and must give an array of numbers"):
+        parity.check(sine, sine, LINE, closed_form=lambda x: None)
     with pytest.raises(InputError, match="closed_form cannot be called"):
         parity.check(sine, sine, LINE, closed_form=lambda x: 1 / 0)
     report = parity.check(sine, sine, LINE, dtypes=(dtype for dtype in ["float32"]), only=["dtypes"])

@@ -270,11 +270,18 @@ class Case:
 
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
         """Where the sides differ: the array's number, and the worst difference over the precisions."""
-        own = {k: max(self.own(quantity, side, k) for _, side in self.sides) for k in range(len(self.size(quantity)))}
         for k, pairs in self.pairs_of_sides(quantity).items():
-            mismatch = climb(pairs, own[k])
+            own = [self.own(quantity, side, k) for _, side in self.sides]
+            mismatch = climb(pairs, max(own), min(own))
             if mismatch is not None:
                 yield k, mismatch
+
+    def shared(self, quantity: Quantity, k: int) -> float:
+        """By how many both sides are; none where one refuses, or has another shape."""
+        try:
+            return min(self.own(quantity, side, k) for _, side in self.sides)
+        except (RefusalError, ValueError, IndexError):
+            return 0.0
 
     def own(self, quantity: Quantity, operator: Operator, k: int) -> float:
         """By how many of float32's epsilons one array of a side is off its own float64 answer."""
@@ -312,6 +319,7 @@ class Case:
                     if result[k].shape == value.shape
                 },
                 self.own(quantity, operator, k) if results["float64"][k].shape == value.shape else 0.0,
+                self.shared(quantity, k),
             )
             if mismatch is not None:
                 yield k, mismatch
@@ -343,7 +351,7 @@ def make_inputs(inputs: tuple[object, ...]) -> Arrays:
     Raises
     ------
     InputError
-        One is no array of numbers, or has a number that float32 cannot hold.
+        One is no array of numbers, or has a number that float32 cannot hold; or all are empty.
     """
     arrays = []
     for position, given in enumerate(inputs):
@@ -360,4 +368,7 @@ def make_inputs(inputs: tuple[object, ...]) -> Arrays:
                 raise InputError(f"input {position} has numbers beyond float32's largest; give smaller ones")
             x = rounded
         arrays.append(x)
+    floating = [x for x in arrays if is_inexact(x)]
+    if floating and not any(x.size for x in floating):
+        raise InputError("no floating or complex input has an element, so that nothing could show a fault; give some")
     return tuple(arrays)

@@ -197,9 +197,13 @@ def check_closed_form(case: Case) -> None:
         It cannot, or has others.
     """
     try:
-        shapes = [y.shape for y in case.closed(case.inputs)]
+        values = case.closed(case.inputs)
     except Exception as error:  # whatever a user's function raises
         raise InputError(f"closed_form cannot be called with the inputs: {type(error).__name__}: {error}") from error
+    for y in values:
+        if y.dtype.kind not in "fciub":
+            raise InputError(f"closed_form gives {y.dtype}, and must give an array of numbers, or a tuple of them")
+    shapes = [y.shape for y in values]
     expected = [y.shape for y in case.values]
     if shapes != expected:
         raise InputError(f"closed_form gives arrays of shapes {shapes}, and the reference of shapes {expected}")

@@ -94,7 +94,7 @@ def largest(epsilons: np.ndarray) -> float:
     return float(finite.max()) if finite.size else 0.0
 
 
-def climb(pairs: Mapping[str, Pair], own: float = 0.0) -> Mismatch | None:
+def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> Mismatch | None:
     """
     The precision ladder: the worst difference over the precisions that the pairs are in, or None within `PARITY`.
 
@@ -102,7 +102,8 @@ def climb(pairs: Mapping[str, Pair], own: float = 0.0) -> Mismatch | None:
     precision. With one precision alone nothing tells, and it counts as semantic.
 
     Two sides that round alike are equal in float32 by luck, so that their own rounding there counts too: `own`, by how
-    many of float32's epsilons a side is off its own float64 answer.
+    many of float32's epsilons a side is off its own float64 answer; and `shared`, by how many both are, which excuses
+    such a difference in float32 too.
     """
     ladder = {precision: largest(pair.epsilons(precision)) for precision, pair in pairs.items()}
     if own and "float32" in ladder:
@@ -113,6 +114,7 @@ def climb(pairs: Mapping[str, Pair], own: float = 0.0) -> Mismatch | None:
         if not beyond.any():
             continue
         others = [other for name, other in ladder.items() if name != precision]
+        others += [shared] if others and precision == "float32" else []
         bound = LADDER.epsilons * max(PARITY.epsilons, *others) if others else tolerance(precision)
         epsilons = np.where(beyond, pair.epsilons(precision), -1.0)
         index = np.unravel_index(int(np.argmax(epsilons)), epsilons.shape)
