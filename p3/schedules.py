@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, Tag
 
-from p3.section import Section, Tag, named
+from p3.section import Section, named
 
 Steps = Annotated[int, Field(ge=1, le=10**12)]
 Factor = Annotated[FiniteFloat, Field(gt=0, le=1)]

@@ -94,6 +94,3 @@ def _resolved(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[
         if tag is not None:
             model = choices[tag]
     return path, model
-
-
-__all__ = ["Section", "Tag", "describe", "first_difference", "kinds", "leaves", "merged", "named"]
