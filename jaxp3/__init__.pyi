@@ -5,4 +5,5 @@ from .model import loss as loss
 from .model import predict as predict
 from .operator import legendre_p3 as legendre_p3
 from .operator import legendre_p3_custom_jvp as legendre_p3_custom_jvp
+from .starts import fit_starts as fit_starts
 from .train import fit as fit

@@ -5,7 +5,8 @@ from jaxtyping import Float
 
 from jaxp3.operator import legendre_p3
 
-Coefficients = dict[str, Float[Array, ""]]
+# Of one fit, or of many at once: then each has one number for each of them.
+Coefficients = dict[str, Float[Array, "*fits"]]
 
 
 def predict(coefficients: Coefficients, x: Float[Array, "*points"]) -> Float[Array, "*points"]:

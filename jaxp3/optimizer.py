@@ -1,5 +1,7 @@
 """The update rules of the specification, from `optax`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -83,6 +85,8 @@ def update(
 
 def clip(optimizer: Optimizer, gradients: Coefficients) -> Coefficients:
     """The gradient, each element of it no larger than `clip_value`, and then as a whole no longer than `clip_norm`."""
+    if gradients["a"].ndim:  # of many fits at once, each clipped by its own norm
+        return jax.vmap(partial(clip, optimizer))(gradients)
     if optimizer.clip_value is not None:
         gradients, _ = optax.clip(optimizer.clip_value).update(gradients, optax.EmptyState())
     if optimizer.clip_norm is not None:

@@ -12,7 +12,7 @@ import jaxlib
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
 from jaxp3.device import describe_device, find_device
 from jaxp3.model import Coefficients, loss
@@ -41,6 +41,13 @@ def loss_and_gradients(
     return value, dict(zip(gradients, sums, strict=True))
 
 
+def losses_and_gradients(
+    coefficients: Coefficients, x: Float[Array, "points"], y: Float[Array, "points"]
+) -> tuple[Float[Array, "fits"], Coefficients]:
+    """The same of many fits at once."""
+    return jax.vmap(loss_and_gradients, in_axes=(0, None, None))(coefficients, x, y)
+
+
 def seen(
     x: Float[Array, "points"], y: Float[Array, "points"], told: Mapping[str, Array]
 ) -> tuple[Float[Array, "seen"], Float[Array, "seen"]]:
@@ -57,7 +64,8 @@ def step(
 ) -> tuple[Carry, dict[str, Array]]:
     """One step: the coefficients and the optimizer's state after it, and what is recorded of it."""
     coefficients, state = carry
-    value, gradients = loss_and_gradients(coefficients, *seen(x, y, told))
+    differentiate = losses_and_gradients if coefficients["a"].ndim else loss_and_gradients
+    value, gradients = differentiate(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
     record = {"losses": value}
     if spec.trace:
@@ -89,7 +97,7 @@ def compile_piece(
 ) -> Piece[Carry] | None:
     """The loop of a piece as one compiled program a length, or None, and a warning, where JAX may not compile."""
     if jax.config.jax_disable_jit:
-        warnings.warn(f"{EAGERLY}: jax_disable_jit is set", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{EAGERLY}: jax_disable_jit is set", RuntimeWarning, stacklevel=4)
         return None
     compiled = {
         length: jax.jit(partial(scan_steps, spec)).lower(carry, x, y, blank_steps(spec, length)).compile()
@@ -116,6 +124,19 @@ def eager_piece(
     return jax.block_until_ready(carry), stacked
 
 
+def make_piece(
+    spec: TrainingSpec, carry: Carry, x: Float[Array, "points"], y: Float[Array, "points"]
+) -> tuple[Piece[Carry], bool, float]:
+    """The loop of a piece, whether it is compiled, and the seconds that it took to compile, or to load libraries."""
+    begin = perf_counter()
+    piece = compile_piece(spec, carry, x, y) if spec.jit else None
+    compiled = piece is not None
+    if piece is None:
+        piece = partial(eager_piece, spec, x, y)
+        piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
+    return piece, compiled, perf_counter() - begin
+
+
 def to_floats(carry: Carry) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """The coefficients and the optimizer's state as numbers."""
     coefficients, state = jax.tree.map(float, carry)
@@ -128,7 +149,9 @@ def place(spec: TrainingSpec) -> tuple[Float[Array, "points"], Float[Array, "poi
     return jnp.asarray(points.x), jnp.asarray(points.y)
 
 
-def place_coefficients(spec: TrainingSpec, coefficients: Mapping[str, float]) -> Coefficients:
+def place_coefficients(
+    spec: TrainingSpec, coefficients: Mapping[str, float | Float64[np.ndarray, "fits"]]
+) -> Coefficients:
     """The coefficients on the device."""
     return {name: jnp.asarray(value, spec.dtype) for name, value in coefficients.items()}
 
@@ -170,13 +193,7 @@ def fit(
         if saved is not None:
             state = {name: place_coefficients(spec, values) for name, values in saved.state.items()}
             carry = place_coefficients(spec, saved.coefficients), state
-        begin = perf_counter()
-        piece = compile_piece(spec, carry, x, y) if spec.jit else None
-        compiled = piece is not None
-        if piece is None:
-            piece = partial(eager_piece, spec, x, y)
-            piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
-        compile_seconds = perf_counter() - begin
+        piece, compiled, compile_seconds = make_piece(spec, carry, x, y)
         trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, checkpoint, saved)
     return FitResult(
         backend="jax",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import StringIO
+from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from p3.flags import WholeNumbers, specification, specification_flags
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 from p3.result import FitResult
 from p3.spec import TrainingSpec
+from p3.starts import StartsResult, random_starts
 
 EXIT_CODES = """
 Exit code: 0 if all is well, 1 if a fit diverged or a comparison failed, 2 if the command or its input is wrong, 130 if
@@ -58,8 +60,8 @@ def drawable(context: click.Context, parameter: click.Parameter, path: str | Non
 
 
 @contextmanager
-def progress_bar(title: str, spec: TrainingSpec) -> Iterator[Callable[[int, float], None]]:
-    """A bar on a terminal's standard error, and nothing in a pipe."""
+def progress_bar(title: str, jit: bool, total: int) -> Iterator[Callable[[float, float], None]]:
+    """A bar on a terminal's standard error, of steps or of fits, and nothing in a pipe."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
@@ -69,8 +71,8 @@ def progress_bar(title: str, spec: TrainingSpec) -> Iterator[Callable[[int, floa
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),
     ) as bar:
-        task = bar.add_task(f"{title}: compiling" if spec.jit else title, total=spec.steps)
-        yield lambda step, loss: bar.update(task, completed=step + 1, description=f"{title}: loss {loss:.6g}")
+        task = bar.add_task(f"{title}: compiling" if jit else title, total=total)
+        yield lambda done, loss: bar.update(task, completed=done, description=f"{title}: loss {loss:.6g}")
 
 
 @contextmanager
@@ -100,12 +102,12 @@ def fit(
     """The backend's fit, with a progress bar, and `report(step, loss)` as the steps are done."""
     package = load(backend)
     with (
-        progress_bar(BACKENDS[backend].title, spec) as show,
+        progress_bar(BACKENDS[backend].title, spec.jit, spec.steps) as show,
         interrupts_noted(checkpoint is not None) as interrupted,
     ):
 
         def progress(step: int, loss: float) -> None:
-            show(step, loss)
+            show(step + 1, loss)
             if report is not None:
                 report(step, loss)
             if checkpoint is not None and interrupted() and step + 1 < spec.steps:
@@ -116,10 +118,44 @@ def fit(
     return result
 
 
+def fit_starts(backend: BackendName, spec: TrainingSpec, count: int, spread: float) -> StartsResult:
+    """The backend's fits from random starts, with a progress bar."""
+    package = load(backend)
+    with progress_bar(BACKENDS[backend].title, spec.jit, count) as show:
+        result: StartsResult = package.fit_starts(spec, random_starts(spec, count, spread), show)
+    return result
+
+
 def fit_command(backend: BackendName) -> click.Command:
     """`torchp3` or `jaxp3`."""
 
-    def callback(spec_file: str | None, output: Path | None, checkpoint: str | None, resume: bool, **flags: Any) -> int:
+    def callback(
+        spec_file: str | None,
+        output: Path | None,
+        checkpoint: str | None,
+        resume: bool,
+        starts: int | None,
+        spread: float | None,
+        basin: Path | None,
+        **flags: Any,
+    ) -> int:
+        if starts is not None:
+            if checkpoint is not None or resume:
+                raise InputError("--starts fits many at once, which are not saved; leave out --checkpoint and --resume")
+            spread = 1.0 if spread is None else spread
+            if not isfinite(spread):
+                raise InputError(f"--spread {spread}: it must be finite")
+            many = fit_starts(backend, specification(spec_file, flags), starts, spread)
+            click.echo(many)
+            if output:
+                many.save(output)
+            if basin:
+                from p3.plot import plot_basin  # matplotlib, which only a picture needs
+
+                plot_basin(many).savefig(basin)
+            return 1 if many.best is None else 0
+        if spread is not None or basin is not None:
+            raise InputError("--spread and --basin are of many fits; say how many with --starts")
         if resume and checkpoint is None:
             raise InputError("--resume needs the directory of the run; give it with --checkpoint")
         saved = Checkpoint(checkpoint, resume) if checkpoint is not None else None
@@ -143,13 +179,28 @@ def fit_command(backend: BackendName) -> click.Command:
                 is_flag=True,
                 help="Go on with the run in --checkpoint, of either framework, by its own specification.",
             ),
+            click.Option(
+                ["--starts"], type=click.IntRange(1), help="Fit from as many random starts at once, by the seed."
+            ),
+            click.Option(
+                ["--spread"],
+                type=click.FloatRange(0),
+                help="With --starts: how far a start's coefficients are from the specification's at most. [default 1]",
+            ),
+            click.Option(
+                ["--basin"],
+                metavar="PICTURE",
+                callback=drawable,
+                help="With --starts: draw where each led to, by its c and d; .png, .svg or .pdf.",
+            ),
         ],
         help=f"""
 Fit y = target(x) by a + b P3(c + d x) with {BACKENDS[backend].title}, where P3(x) = (5x³ - 3x)/2.
 
 Prints a step and the loss before it, once in log_every steps, and the fitted coefficients. Without SPEC.toml it is the
 problem of PyTorch's tutorial "Defining new autograd functions". A flag overrides the field of SPEC.toml that it is
-named after. `p3 compare` holds two saved results against each other.
+named after. `p3 compare` holds two saved results against each other. With --starts it prints how many fits came to
+the best one, and its coefficients.
 {EXIT_CODES}""",
     )
 

@@ -1,4 +1,4 @@
-"""Pictures of a comparison."""
+"""Pictures of a comparison, and of fits from many starts."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,10 @@ from p3.backends import BACKENDS
 from p3.comparison import Comparison
 from p3.data import make_points
 from p3.divergence import all_held
-from p3.exact import P3
+from p3.exact import P3, best_fit
 from p3.result import FitResult
 from p3.spec import FileData
+from p3.starts import StartsResult
 
 # Two colours that also differ in grey, and for the colour-blind (Okabe and Ito).
 COLOURS = {"torch": "#D55E00", "jax": "#0072B2"}
@@ -120,4 +121,37 @@ def plot_rounding(comparison: Comparison) -> Figure:
     axes.set(xlabel="step", title="difference, in parts of the tolerance (not drawn: steps with none)")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=4)
     axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_basin(result: StartsResult) -> Figure:
+    """Where the fits from many starts came to: over the starts' c and d, and by their losses."""
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    over_c_and_d, by_loss = figure.subplots(1, 2)
+    ends = {
+        "diverged": (result.diverged, "0.8"),
+        "ended elsewhere": (~result.converged & ~result.diverged, COLOURS["torch"]),
+        "came to the best fit": (result.converged, COLOURS["jax"]),
+    }
+    size = np.clip(4e4 / len(result.losses), 1, 30)
+    for name, (these, colour) in ends.items():
+        label = f"{name}: {these.sum()}"
+        over_c_and_d.scatter(*result.starts[these, 2:].T, s=size, color=colour, label=label, linewidths=0)
+    over_c_and_d.set(
+        xlabel="c at the start", ylabel="d at the start", title=f"where {len(result.losses)} starts led to"
+    )
+    over_c_and_d.set_aspect("equal", adjustable="datalim")
+    if result.best is not None:
+        fitted = result.coefficients[result.best, 2:]
+        both = np.stack([fitted, -fitted])  # (a, -b, -c, -d) is the same function
+        over_c_and_d.scatter(*both.T, s=120, marker="*", color="black", label="c and d of the best fit")
+    for handle in over_c_and_d.legend(loc="upper right").legend_handles[:3]:
+        handle.set_sizes([30])
+    losses = np.sort(result.losses[~result.diverged])
+    by_loss.semilogy(np.arange(1, len(losses) + 1), losses, color="0.3", linewidth=2)
+    least = best_fit(make_points(result.spec)).loss
+    by_loss.axhline(least, color="0.6", linewidth=1, label=f"best possible, {least:.4g}")
+    by_loss.set(xlabel="fits that did not diverge, the best first", title="loss of the fitted coefficients")
+    by_loss.grid(alpha=0.3)
+    by_loss.legend()
     return figure

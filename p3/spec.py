@@ -75,7 +75,7 @@ class TrainingSpec(Section):
     batch_size: Annotated[int, Field(ge=1, le=10**12)] | None = Field(
         None, description="Points that a step sees; all where none is given."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the order in which batches take the points.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the order of batches, and of random starts.")
     steps: Annotated[int, Field(ge=1, le=10**12)] = Field(2000, description="Number of updates.")
     log_every: Annotated[int, Field(ge=1, le=10**12)] = Field(
         100, description="Report the loss once in this many steps."

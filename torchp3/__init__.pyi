@@ -5,4 +5,5 @@ from .model import loss as loss
 from .model import predict as predict
 from .operator import LegendrePolynomial3 as LegendrePolynomial3
 from .operator import legendre_p3 as legendre_p3
+from .starts import fit_starts as fit_starts
 from .train import fit as fit

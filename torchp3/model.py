@@ -5,7 +5,8 @@ from torch import Tensor
 
 from torchp3.operator import legendre_p3
 
-Coefficients = dict[str, Float[Tensor, ""]]
+# Of one fit, or of many at once: then each has one number for each of them.
+Coefficients = dict[str, Float[Tensor, "*fits"]]
 
 
 def predict(coefficients: Coefficients, x: Float[Tensor, "*points"]) -> Float[Tensor, "*points"]:

@@ -1,5 +1,7 @@
 """The update rules of the specification, from `torch.optim`."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -138,6 +140,8 @@ def clip(optimizer: Optimizer, gradients: list[Tensor]) -> list[Tensor]:
 
     `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm before it divides by it, and so clips to a little less.
     """
+    if gradients[0].ndim:  # of many fits at once, each clipped by its own norm
+        return torch.func.vmap(partial(clip, optimizer))(gradients)
     if optimizer.clip_value is not None:
         gradients = [gradient.clamp(-optimizer.clip_value, optimizer.clip_value) for gradient in gradients]
     if optimizer.clip_norm is not None:

@@ -7,8 +7,9 @@ from os import PathLike
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch._higher_order_ops import scan
 from torch.utils._pytree import tree_map
@@ -38,6 +39,14 @@ def loss_and_gradients(
     return value.detach(), dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
 
 
+def losses_and_gradients(
+    coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
+) -> tuple[Float[Tensor, "fits"], Coefficients]:
+    """The same of many fits at once."""
+    gradients, values = torch.func.vmap(torch.func.grad_and_value(loss), in_dims=(0, None, None))(coefficients, x, y)
+    return values, gradients
+
+
 def seen(
     x: Float[Tensor, "points"], y: Float[Tensor, "points"], told: Mapping[str, Tensor]
 ) -> tuple[Float[Tensor, "seen"], Float[Tensor, "seen"]]:
@@ -54,7 +63,8 @@ def step(
 ) -> tuple[Carry, dict[str, Tensor]]:
     """One step: the coefficients and the optimizer's state after it, and what is recorded of it."""
     coefficients, state = carry
-    value, gradients = loss_and_gradients(coefficients, *seen(x, y, told))
+    differentiate = losses_and_gradients if coefficients["a"].ndim else loss_and_gradients
+    value, gradients = differentiate(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
     record = {"losses": value.clone()}  # scan refuses what may be a view
     if spec.trace:
@@ -101,7 +111,7 @@ def compile_piece(
     from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
     if torch._dynamo.config.disable:
-        warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=4)
         return None
     compiled = compiled_scan_steps(TrainingSpec(optimizer=spec.optimizer, trace=spec.trace))
 
@@ -120,7 +130,7 @@ def compile_piece(
         if not isinstance(error.inner_exception, (InvalidCxxCompiler, CppCompileError)):
             raise
         reason = str(error.inner_exception).partition("\n")[0]
-        warnings.warn(f"{EAGERLY}: {reason}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{EAGERLY}: {reason}", RuntimeWarning, stacklevel=4)
         return None
     return piece
 
@@ -138,6 +148,19 @@ def eager_piece(
     return carry, stacked
 
 
+def make_piece(
+    spec: TrainingSpec, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
+) -> tuple[Piece[Carry], bool, float]:
+    """The loop of a piece, whether it is compiled, and the seconds that it took to compile, or to load libraries."""
+    begin = perf_counter()
+    piece = compile_piece(spec, carry, x, y) if spec.jit else None
+    compiled = piece is not None
+    if piece is None:
+        piece = partial(eager_piece, spec, x, y)
+        piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
+    return piece, compiled, perf_counter() - begin
+
+
 def to_floats(carry: Carry) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """The coefficients and the optimizer's state as numbers."""
     coefficients, state = tree_map(float, carry)
@@ -150,7 +173,9 @@ def place(spec: TrainingSpec) -> tuple[Float[Tensor, "points"], Float[Tensor, "p
     return torch.as_tensor(points.x, device=device), torch.as_tensor(points.y, device=device)
 
 
-def place_coefficients(spec: TrainingSpec, coefficients: Mapping[str, float]) -> Coefficients:
+def place_coefficients(
+    spec: TrainingSpec, coefficients: Mapping[str, float | Float64[np.ndarray, "fits"]]
+) -> Coefficients:
     """The coefficients on the device."""
     dtype, device = getattr(torch, spec.dtype), find_device(spec.device)
     return {name: torch.tensor(value, dtype=dtype, device=device) for name, value in coefficients.items()}
@@ -193,13 +218,7 @@ def fit(
         if saved is not None:
             state = {name: place_coefficients(spec, values) for name, values in saved.state.items()}
             carry = place_coefficients(spec, saved.coefficients), state
-        begin = perf_counter()
-        piece = compile_piece(spec, carry, x, y) if spec.jit else None
-        compiled = piece is not None
-        if piece is None:
-            piece = partial(eager_piece, spec, x, y)
-            piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
-        compile_seconds = perf_counter() - begin
+        piece, compiled, compile_seconds = make_piece(spec, carry, x, y)
         trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, checkpoint, saved)
     return FitResult(
         backend="torch",

@@ -1,0 +1,67 @@
+"""Many fits at once: one compiled loop, vmapped over the starts."""
+
+from time import perf_counter
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from p3.spec import TrainingSpec
+from p3.starts import StartsProgress, StartsResult, chunk_size, train_starts
+from torchp3.device import describe_device, find_device
+from torchp3.optimizer import initial_state
+from torchp3.schedule import learning_rates
+from torchp3.train import Carry, make_piece, place, place_coefficients
+
+
+def fit_starts(
+    spec: TrainingSpec, starts: Float64[np.ndarray, "starts 4"], progress: StartsProgress | None = None
+) -> StartsResult:
+    """
+    Fit the specification with PyTorch and torch.optim from each of many starts, whatever its own is.
+
+    Parameters
+    ----------
+    spec : what to fit
+    starts : a to d of each, as `p3.starts.random_starts` gives them
+    progress : called as progress(fits done, least loss of those) each log_every steps of as many as fit into memory
+
+    Raises
+    ------
+    InputError
+        The points are not finite in the specification's dtype; or there is no such device.
+
+    Warns
+    -----
+    RuntimeWarning
+        As `fit`.
+    """
+    spec = spec.replace({"trace": False})
+
+    def begin(chunk: Float64[np.ndarray, "chunk 4"]) -> Carry:
+        columns = chunk.T.copy()  # of one number apart, even if it is the only one: the scan compares strides
+        coefficients = place_coefficients(spec, dict(zip("abcd", columns, strict=True)))
+        return coefficients, initial_state(spec.optimizer, coefficients)
+
+    def end(carry: Carry) -> Float64[np.ndarray, "chunk 4"]:
+        return torch.stack(list(carry[0].values()), dim=1).cpu().numpy().astype(np.float64)
+
+    device = find_device(spec.device)
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y = place(spec)
+        first = begin(starts[: chunk_size(spec, len(starts))])
+        piece, compiled, compile_seconds = make_piece(spec, first, x, y)
+        clock = perf_counter()
+        coefficients, losses = train_starts(spec, piece, begin, end, starts, learning_rates(spec), progress)
+        seconds = perf_counter() - clock
+    return StartsResult(
+        backend="torch",
+        spec=spec,
+        device=describe_device(device),
+        compiled=compiled,
+        starts=starts,
+        coefficients=coefficients,
+        losses=losses,
+        seconds={"compile": compile_seconds, "run": seconds},
+        versions={"torch": torch.__version__},
+    )
