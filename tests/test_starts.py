@@ -108,6 +108,14 @@ def test_an_update_that_diverges_counts(backend):
     assert load(backend).fit_starts(spec, random_starts(spec, 3)).best is None
 
 
+def test_a_loss_that_was_infinite_counts(backend):
+    # The square of the residual overflows and its gradient does not; clipped, it leaves all coefficients finite.
+    spec = TrainingSpec(jit=False, steps=2).replace({"optimizer": {"clip_value": 1.0}})
+    many = load(backend).fit_starts(spec, np.array([[0.0, -1.0, 0.0, 0.3], [1e19, -1.0, 0.0, 0.3]]))
+    assert np.isfinite(many.coefficients).all()
+    assert many.diverged.tolist() == [False, True]
+
+
 @pytest.fixture(scope="module")
 def both():
     spec = TrainingSpec(dtype="float64", log_every=2000)
