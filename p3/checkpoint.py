@@ -50,6 +50,10 @@ class Checkpoint:
     def __init__(self, directory: str | PathLike[str], resume: bool = False) -> None:
         """The directory is made if need be."""
         self.directory = Path(directory)
+        if resume and not self.directory.exists():
+            raise InputError(
+                f"{directory}: there is no run to resume; give the directory of one, or leave out --resume"
+            )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -150,12 +154,13 @@ def _read(path: Path) -> tuple[TrainingSpec, int, str, dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             about: dict[str, Any] = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            ours = about.get("format") == FORMAT  # others may have types that NumPy has not
+            arrays = {name: file.get_tensor(name) for name in file.keys() if ours}  # noqa: SIM118  not a dict
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path}: is not a whole checkpoint: {error}; remove it to resume from the one before"
         ) from error
-    if about.get("format") != FORMAT:
+    if not ours:
         raise InputError(f"{path}: is no checkpoint of a fit; give a directory of its own to --checkpoint")
     digest = about.pop("digest", "")
     if digest != _digest(arrays, about):

@@ -158,6 +158,8 @@ def fit_command(backend: BackendName) -> click.Command:
             raise InputError("--spread and --basin are of many fits; say how many with --starts")
         if resume and checkpoint is None:
             raise InputError("--resume needs the directory of the run; give it with --checkpoint")
+        if checkpoint == "":
+            raise InputError("--checkpoint is empty; give it a directory")
         saved = Checkpoint(checkpoint, resume) if checkpoint is not None else None
         spec = specification(spec_file, flags, saved.specification() if saved is not None else None)
         result = fit(backend, spec, lambda step, loss: click.echo(f"{step} {loss}"), saved)
@@ -180,7 +182,9 @@ def fit_command(backend: BackendName) -> click.Command:
                 help="Go on with the run in --checkpoint, of either framework, by its own specification.",
             ),
             click.Option(
-                ["--starts"], type=click.IntRange(1), help="Fit from as many random starts at once, by the seed."
+                ["--starts"],
+                type=click.IntRange(1, 10**12),
+                help="Fit from as many random starts at once, by the seed.",
             ),
             click.Option(
                 ["--spread"],
@@ -288,6 +292,8 @@ def page_directory(context: click.Context, parameter: click.Parameter, path: str
     if path is None:
         return None
     require_page_libraries(f"{parameter.opts[0]} {path}")
+    if path == "":
+        raise InputError(f"{parameter.opts[0]} is empty; give it a directory")
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,6 +1,7 @@
 """The points of a fit, made or read once for every framework."""
 
 import csv
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -97,9 +98,15 @@ def _read_csv(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            _require(path, names, [name for name in reader.fieldnames or ()])
+            header = list(reader.fieldnames or ())
+            _require(path, names, header)
+            for name in names:
+                if header.count(name) > 1:
+                    raise InputError(f"{path}: has {header.count(name)} columns {name!r}; give each a name of its own")
             columns: tuple[list[float], ...] = ([], [])
             for row, values in enumerate(reader):
+                if None in values:
+                    raise InputError(f"{path}: row {row + 1} has more than the {len(header)} fields of the header")
                 for name, column in zip(names, columns, strict=True):
                     column.append(_number(path, row, name, values[name]))
     except (csv.Error, UnicodeDecodeError) as error:
@@ -109,6 +116,8 @@ def _read_csv(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "
 
 def _number(path: Path, row: int, name: str, text: str | None) -> float:
     try:
+        if text and "_" in text:  # which float would leave out
+            raise ValueError
         return float(text or "")
     except ValueError:
         said = "missing" if not text else repr(text)
@@ -117,6 +126,8 @@ def _number(path: Path, row: int, name: str, text: str | None) -> float:
 
 def _read_npz(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "rows"], ...]:
     try:
+        with zipfile.ZipFile(path):  # not an .npy under another name
+            pass
         with np.load(path, allow_pickle=False) as file:
             _require(path, names, list(file))
             return tuple(_column(path, name, file[name]) for name in names)
@@ -125,7 +136,7 @@ def _read_npz(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "
     except InputError:
         raise
     except Exception as error:  # zipfile's and NumPy's own kinds
-        raise InputError(f"{path}: is not an .npz file: {error}") from error
+        raise InputError(f"{path}: cannot be read as an .npz file: {error}") from error
 
 
 def _read_parquet(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "rows"], ...]:

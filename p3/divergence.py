@@ -16,7 +16,7 @@ from p3.backends import BACKENDS, load
 from p3.data import Points, make_points
 from p3.exact import chain
 from p3.result import FitResult
-from p3.tolerance import LEARNING_RATE, ROOT_LOSS, STEP_GRADIENT, UPDATE
+from p3.tolerance import LEARNING_RATE, STEP_GRADIENT, STEP_LOSS, UPDATE
 from p3.training import batches
 
 Quantity = Literal["data", "prediction", "loss", "gradient", "learning rate", "update", "coefficient"]
@@ -78,7 +78,8 @@ class Held(NamedTuple):
         """How far they are apart; infinite where one is not finite."""
         with np.errstate(invalid="ignore", divide="ignore"):
             apart = np.abs(self.got - self.expected) / (np.finfo(dtype).eps * self.size)
-        return np.where(self.got == self.expected, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
+        equal = (self.got == self.expected) | (self.size == np.inf)
+        return np.where(equal, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
 
     def beyond(self, dtype: str) -> Bool[np.ndarray, "steps"]:
         """The steps at which that is more than rounding explains."""
@@ -144,13 +145,14 @@ def all_held(a: FitResult, b: FitResult) -> Iterator[Held]:
         yield learning_rates(result, other)
         yield updates(result, other)
         yield coefficients(result)
+        yield start(result)
 
 
 def losses_and_gradients(result: FitResult) -> Iterator[Held]:
     """√loss and the gradients, against the chain rule by hand at the run's own coefficients."""
     spec, points = result.spec, make_points(result.spec)
     length = max(1, BLOCK // (spec.batch_size or len(points.x)))
-    losses, gradients, sizes = [], [], []
+    losses, residuals, gradients, sizes = [], [], [], []
     for first in range(0, spec.steps, length):
         rows = result.traces["coefficients"][first : first + length]
         seen = points
@@ -159,13 +161,13 @@ def losses_and_gradients(result: FitResult) -> Iterator[Held]:
             seen = Points(points.x[order], points.y[order])
         by_hand = chain(dict(zip("abcd", rows.T, strict=True)), seen)
         losses.append(np.sqrt((by_hand.residual**2).sum(axis=-1)))
+        residuals.append(np.sqrt(((by_hand.sizes["a"] / 2) ** 2).sum(axis=-1)))
         gradients.append(np.stack([terms.sum(axis=-1) for terms in by_hand.terms.values()], axis=-1))
         sizes.append(np.stack([terms.sum(axis=-1) for terms in by_hand.sizes.values()], axis=-1))
     by = "the chain rule by hand"
     root = np.sqrt(result.losses)[:, None]
-    expected = np.concatenate(losses).astype(np.float64)[:, None]
-    size = np.maximum(np.linalg.norm(points.y), np.maximum(root, expected))
-    yield Held("loss", ("",), title(result), f"{by}, √ of both,", root, expected, size, ROOT_LOSS.epsilons)
+    expected, size = (np.concatenate(parts).astype(np.float64)[:, None] for parts in (losses, residuals))
+    yield Held("loss", ("",), title(result), f"{by}, √ of both,", root, expected, size, STEP_LOSS.epsilons)
     yield Held(
         "gradient",
         tuple("abcd"),
@@ -181,7 +183,8 @@ def losses_and_gradients(result: FitResult) -> Iterator[Held]:
 def learning_rates(result: FitResult, other: FitResult) -> Held:
     """The learning rate, against the other framework's."""
     got, expected = (side.traces["learning_rate"][:, None] for side in (result, other))
-    size = np.full(got.shape, max(got.max(), expected.max()))
+    steps = np.arange(len(got))[:, None] * (np.finfo("float64").eps / np.finfo(result.spec.dtype).eps)
+    size = max(got.max(), expected.max()) * (1 + steps)
     return Held("learning rate", ("",), title(result), title(other), got, expected, size, LEARNING_RATE.epsilons)
 
 
@@ -194,7 +197,10 @@ def updates(result: FitResult, other: FitResult) -> Held:
     )
     expected = (coarse if spec.dtype == "float32" else fine)[1]
     # Of some rules rounding makes more than epsilons, as where 1 − beta2 is small: as many of them in both dtypes.
-    conditioned = np.abs(coarse - fine).max(axis=0) / np.finfo("float32").eps
+    # Where they leave float32's numbers, as by the variance of equal gradients, nothing is known.
+    with np.errstate(invalid="ignore"):
+        conditioned = np.abs(coarse - fine).max(axis=0) / np.finfo("float32").eps
+    conditioned = np.nan_to_num(conditioned, nan=np.inf)
     size = np.abs(traces["coefficients"]) + np.maximum.accumulate(np.abs(expected) + conditioned)
     by = f"{title(other)}'s optimizer of the same gradients"
     return Held("update", tuple("abcd"), title(result), by, traces["updates"], expected, size, UPDATE.epsilons)
@@ -208,6 +214,14 @@ def coefficients(result: FitResult) -> Held:
     return Held(
         "coefficient", tuple("abcd"), title(result), by, after, before + update, np.abs(before) + np.abs(update), 1
     )
+
+
+def start(result: FitResult) -> Held:
+    """The coefficients before the first step, against the specification's."""
+    before = result.traces["coefficients"][:1]
+    expected = np.array([list(result.spec.start.model_dump().values())], result.spec.dtype).astype(np.float64)
+    by = "the specification's start"
+    return Held("coefficient", tuple("abcd"), title(result), by, before, expected, np.abs(expected), 1)
 
 
 def observed(result: FitResult, step: int) -> Iterator[Held]:

@@ -71,8 +71,9 @@ class Chain(NamedTuple):
 
             ∂/∂a: 2r    ∂/∂b: 2r·P3(z)    ∂/∂c: 2r·b·P3'(z)    ∂/∂d: 2r·b·P3'(z)·x
 
-    sizes : of the terms, with |a| + |b|·(5|z|³ + 3|z|)/2 + |y| for |r|: what their rounding is relative to, though they
-        cancel
+    sizes : of the terms, with |a| + |b|·V + |y| for |r|, V = 3(5Z³ + Z)/2 for |P3(z)|, 3(10Z² + 1)/2 for |P3'(z)| and
+        Z = |c| + |d·x|: what their rounding is relative to, though they cancel. As z is rounded by epsilons of Z, P3 is
+        by epsilons of Z·P3'(Z), and P3' of Z·P3''(Z)
     """
 
     z: Float[np.ndarray, "*steps points"]
@@ -92,13 +93,15 @@ def chain(coefficients: Mapping[str, float | Float[np.ndarray, "*steps"]], point
     value, slope = P3(z), P3.deriv()(z)
     prediction = a + b * value
     residual = prediction - y
-    size = np.abs(a) + np.abs(b) * (2.5 * np.abs(z) ** 3 + 1.5 * np.abs(z)) + np.abs(y)
-
-    def terms(r: Float[np.ndarray, "*steps points"]) -> dict[str, Float[np.ndarray, "*steps points"]]:
-        return {"a": 2 * r, "b": 2 * r * value, "c": 2 * r * b * slope, "d": 2 * r * b * slope * x}
-
-    sizes = {name: np.abs(values) for name, values in terms(size).items()}
-    return Chain(z, value, slope, prediction, residual, terms(residual), sizes)
+    terms = {"a": 2 * residual, "b": 2 * residual * value, "c": 2 * residual * b * slope}
+    terms["d"] = terms["c"] * x
+    z_size = np.abs(c) + np.abs(d * x)
+    value_size, slope_size = 7.5 * z_size**3 + 1.5 * z_size, 15 * z_size**2 + 1.5
+    residual_size = np.abs(a) + np.abs(b) * value_size + np.abs(y)
+    sizes = {"a": 2 * residual_size, "b": 2 * residual_size * value_size}
+    sizes["c"] = 2 * residual_size * np.abs(b) * slope_size
+    sizes["d"] = sizes["c"] * np.abs(x)
+    return Chain(z, value, slope, prediction, residual, terms, sizes)
 
 
 def gradient_terms(coefficients: Mapping[str, float], points: Points) -> dict[str, Float[np.ndarray, "points"]]:

@@ -22,6 +22,7 @@ from p3.spec import TrainingSpec
 from p3.tolerance import STEP_GRADIENT
 from p3.training import batches
 
+H = 2.0**-21  # between the cube root of extended precision's epsilon and its square root
 EAGER_STEPS = 2000  # more of them are worth a compilation
 LINKS = {
     "x": "x",
@@ -87,7 +88,19 @@ class Explanation:
             moved: dict[str, Any] = {**self.coefficients, name: np.longdouble(self.coefficients[name]) + by}
             return np.longdouble((chain(moved, self.points).residual ** 2).sum())
 
-        return {name: central_difference(lambda by, name=name: loss(name, by)) for name in "abcd"}  # type: ignore[misc]
+        return {
+            name: central_difference(lambda by, name=name: loss(name, by), scale)  # type: ignore[misc]
+            for name, scale in self.scales.items()
+        }
+
+    @cached_property
+    def scales(self) -> dict[str, float]:
+        """How far a coefficient must go to matter: to move a prediction, or z, by as much as there is of it."""
+        c, d = self.coefficients["c"], self.coefficients["d"]
+        x = float(np.abs(self.points.x).max())
+        z = abs(c) + abs(d) * x or 1.0
+        prediction = float(self.by_hand.sizes["a"].max()) / 2 or 1.0
+        return {"a": prediction, "b": prediction / (7.5 * z**3 + 1.5 * z), "c": z, "d": z / (x or 1.0)}
 
     @property
     def ok(self) -> bool:
@@ -97,7 +110,8 @@ class Explanation:
             bound = STEP_GRADIENT.bound(self.spec.dtype, size)
             if not all(abs(gradients[name] - exact) <= bound for gradients in self.gradients.values()):
                 return False
-            if not abs(self.differences[name] - exact) <= 1e-7 * size:
+            rounding = np.finfo(np.longdouble).eps * (self.by_hand.sizes["a"] ** 2).sum() / (H * self.scales[name])
+            if not abs(self.differences[name] - exact) <= 1e-7 * size + float(rounding):
                 return False
         return True
 
@@ -169,9 +183,9 @@ class Explanation:
         return text.getvalue().rstrip()
 
 
-def central_difference(f: Callable[[np.longdouble], Any]) -> float:
-    """df/dt at 0, to about 12 digits in extended precision."""
-    h = np.longdouble(2.0**-21)
+def central_difference(f: Callable[[np.longdouble], Any], scale: float = 1.0) -> float:
+    """df/dt at 0, to about 12 digits in extended precision, of a function that changes over `scale`."""
+    h = np.longdouble(H * scale)
     return float((f(h) - f(-h)) / (2 * h))
 
 

@@ -127,12 +127,20 @@ class Rmsprop(_Optimizer):
     decay: Fraction = Field(0.99, description="Decay of the means.")
     epsilon: Positive = Field(1e-8, description="Added to a denominator, so that it is not 0.")
     momentum: Fraction = Field(0.0, description="Factor of the last step that is kept.")
-    centered: bool = Field(False, description="Divide by the standard deviation.")
+    centered: bool = Field(
+        False, description="Divide by the standard deviation; not a number where rounding makes the variance negative."
+    )
 
     @property
     def state(self) -> tuple[str, ...]:
         """The means, and the step that is kept, if there is one."""
         return ("mean_square", *("mean",) * self.centered, *("momentum",) * (self.momentum > 0))
+
+    @model_validator(mode="after")
+    def _variance_of_more_than_one(self) -> Self:
+        if self.centered and not self.decay:
+            raise ValueError("centered needs a decay above 0: the variance of one gradient is 0")
+        return self
 
 
 class Adadelta(_Optimizer):

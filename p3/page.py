@@ -44,8 +44,9 @@ def write_comparison(comparison: Comparison, directory: Path) -> Path:
     """Write comparison.html, and both results beside it. Raises `OSError`."""
     directory.mkdir(parents=True, exist_ok=True)
     sides = [{"title": title, "result": result} for title, result in comparison.sides]
-    for _, result in comparison.sides:
-        result.save(directory / f"{result.backend}.json")
+    same = comparison.a.backend == comparison.b.backend
+    for number, (_, result) in enumerate(comparison.sides):
+        result.save(directory / (f"{result.backend}-{number + 1}.json" if same else f"{result.backend}.json"))
     page = render(
         " and ".join(title for title, _ in comparison.sides) + ": two fits of one specification",
         BODY,

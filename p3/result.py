@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     FiniteFloat,
+    NonNegativeFloat,
     PlainSerializer,
     ValidationError,
     model_validator,
@@ -70,8 +71,14 @@ class Run(BaseModel):
     spec: TrainingSpec
     device: str
     compiled: bool
-    seconds: dict[str, float]
+    seconds: dict[str, NonNegativeFloat]
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _timed(self) -> Self:
+        if set(self.seconds) != {"compile", "run"}:
+            raise ValueError(f"seconds must be compile and run, not {', '.join(self.seconds) or 'none'}")
+        return self
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the result as JSON, every number to its last bit. Raises `OSError`."""
@@ -115,10 +122,14 @@ class FitResult(Run):
             raise ValueError(f"coefficients must be a, b, c, d, not {', '.join(self.coefficients)}")
         if self.losses.shape != (self.spec.steps,):
             raise ValueError(f"losses must hold one number for each of {self.spec.steps} steps, not {self.losses.size}")
+        if self.traces and set(self.traces) != set(TRACES):
+            raise ValueError(f"traces must be all of {', '.join(TRACES)}, or none")
+        if not (self.losses >= 0).all():
+            raise ValueError("losses must not be negative")
         for name, values in self.traces.items():
             shape = (self.spec.steps,) if name == "learning_rate" else (self.spec.steps, 4)
-            if name not in TRACES or values.shape != shape:
-                raise ValueError(f"traces.{name} must be one of {', '.join(TRACES)}, of the shape that belongs to it")
+            if values.shape != shape:
+                raise ValueError(f"traces.{name} must be of shape {shape}, not {values.shape}")
         return self
 
     def __str__(self) -> str:

@@ -1,8 +1,9 @@
 """The schedules of the specification: the learning rate of each step, as a factor of the optimizer's."""
 
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat, Tag
+from pydantic import Field, FiniteFloat, Tag, model_validator
 
 from p3.section import Section, named
 
@@ -31,6 +32,12 @@ class MultiStep(Section):
     name: Literal["multi_step"] = Field("multi_step", description="Schedule of the learning rate.")
     milestones: tuple[Steps, ...] = Field((100, 200), strict=False, description="Steps from which it is less.")
     factor: Factor = Field(0.5, description="What the learning rate is multiplied by.")
+
+    @model_validator(mode="after")
+    def _milestones_grow(self) -> Self:
+        if any(after <= before for before, after in pairwise(self.milestones)):
+            raise ValueError(f"milestones = {', '.join(map(str, self.milestones))}: each must be more than the last")
+        return self
 
 
 class Exponential(Section):

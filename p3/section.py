@@ -32,12 +32,12 @@ def kinds(annotation: Any) -> dict[str, type[Section]]:
 
 
 def merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The fields with changes, table by table; a table that becomes of another kind keeps nothing of what it was."""
+    """The fields with changes, table by table; one that is told to be of another kind keeps nothing of what it was."""
 
     def change(old: Any, new: Any) -> Any:
         if not (isinstance(old, dict) and isinstance(new, dict)):
             return new
-        is_other = new.get("name", old.get("name")) != old.get("name") or not new.keys() <= old.keys()
+        is_other = new.get("name", old.get("name")) != old.get("name") or ("file" in new and "file" not in old)
         return new if is_other else merged(old, new)
 
     return fields | {name: change(fields.get(name), value) for name, value in changes.items()}
@@ -79,7 +79,9 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         case "missing":
             message = f"{field} is missing"
         case _:
-            message = f"{field} = {first['input']!r}: {first['msg'].replace('Input should be', 'it must be')}"
+            given = repr(first["input"])
+            given = given if len(given) < 80 else f"{given[:60]} ..."
+            message = f"{field} = {given}: {first['msg'].replace('Input should be', 'it must be')}".removeprefix(" = ")
     return message + (f" (and {len(others)} more)" if others else "")
 
 

@@ -90,8 +90,9 @@ class TrainingSpec(Section):
     def _refused_optimizer(cls, given: Any) -> Any:
         optimizer = given.get("optimizer") if isinstance(given, dict) else None
         name = optimizer.get("name") if isinstance(optimizer, dict) else None
-        if isinstance(name, str) and name in REFUSED:
-            raise ValueError(f"optimizer.name = {name!r} is not the same in both: {REFUSED[name]}")
+        plain = name.lower().replace("-", "") if isinstance(name, str) else ""
+        if plain in REFUSED:
+            raise ValueError(f"optimizer.name = {name!r} is not the same in both: {REFUSED[plain]}")
         return given
 
     @model_validator(mode="after")

@@ -92,7 +92,7 @@ def random_starts(spec: TrainingSpec, count: int, spread: float = 1.0) -> Float6
     are the same as of few.
     """
     middle = list(spec.start.model_dump().values())
-    return np.add(middle, np.random.default_rng(spec.seed).uniform(-spread, spread, (count, 4)))
+    return np.add(middle, spread * np.random.default_rng(spec.seed).uniform(-1, 1, (count, 4)))
 
 
 def chunk_size(spec: TrainingSpec, count: int) -> int:

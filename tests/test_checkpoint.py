@@ -128,6 +128,49 @@ def test_another_specification(saved):
     resume("jax", directory, spec.replace({"jit": True}))  # which is not part of the problem
 
 
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"batch_size": 50}, {"log_every": 40}, {"trace": False}])
+def test_what_decides_the_pieces_is_part_of_the_problem(saved, changes):
+    spec, directory = saved
+    assert f"is of another run: {next(iter(changes))} is " in refusal(directory, spec.replace(changes))
+
+
+def test_a_piece_comes_to_its_place_whole_or_not_at_all(tmp_path, monkeypatch):
+    # Killed between the last byte and the move: what was done before is there, and nothing that is half written.
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    synced = []
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with pytest.raises(KeyboardInterrupt):
+        load("torch").fit(asymmetric(), checkpoint=tmp_path)
+    assert Checkpoint(tmp_path, resume=True).paths() == []
+    assert len(synced) == 1
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+
+
+def test_there_is_no_run_to_resume(tmp_path):
+    with pytest.raises(InputError, match="there is no run to resume; give the directory of one, or leave out --resume"):
+        Checkpoint(tmp_path / "typo", resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_types_that_numpy_has_not(saved):
+    spec, directory = saved
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (directory / "000000000060.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1")
+    assert "is no checkpoint of a fit" in refusal(directory, spec)
+
+
+def test_an_altered_specification(saved):
+    spec, directory = saved
+    path = directory / "000000000060.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        arrays, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(arrays, path, about | {"specification": about["specification"].replace(":5e-6", ":6e-6")})
+    assert "was changed after it was written" in refusal(directory, spec)
+
+
 def test_a_data_file_that_changed(tmp_path):
     points = tmp_path / "points.csv"
     points.write_text("x,y\n0,1\n1,2\n2,4\n", encoding="utf-8")

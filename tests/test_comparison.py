@@ -46,7 +46,7 @@ def test_agreement(results):
     assert comparison.verdict.startswith("agree: ")
 
 
-@pytest.mark.parametrize("beyond", [0.9, 1.1])
+@pytest.mark.parametrize("beyond", [0.9, 4])  # a step's own tolerance allows for larger sizes
 def test_a_loss_beyond_the_tolerance_is_the_first_divergence(results, beyond):
     a, _ = results
     size = np.linalg.norm(make_points(SPEC).y)  # which is more than any √loss here
@@ -99,6 +99,7 @@ def test_the_coarser_dtype_decides():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"seed": 1}, "seed is 0 in one and 1 in the other"),
         ({"steps": 200}, "steps is 300 in one and 200 in the other"),
         ({"start": {"a": 1.0}}, r"start\.a is 0\.0 in one and 1\.0 in the other"),
         ({"data": {"points": 10}}, r"data\.points is 2000 in one and 10 in the other"),
@@ -153,6 +154,17 @@ def test_a_file_that_is_no_result(text, message, tmp_path):
             lambda saved: saved["coefficients"].update(a=float("inf")),
             r"coefficients\.a = inf: it must be a finite number",
         ),
+        (lambda saved: saved["traces"].pop("coefficients"), "traces must be all of learning_rate, coeff"),
+        (
+            lambda saved: saved["traces"]["updates"].pop(),
+            r"traces\.updates must be of shape \(300, 4\), not \(299, 4\)",
+        ),
+        (lambda saved: saved["losses"].__setitem__(5, -1.0), "losses must not be negative"),
+        (lambda saved: saved["seconds"].pop("run"), "seconds must be compile and run, not compile"),
+        (
+            lambda saved: saved.update(coefficients=[[1.0] * 4] * 1000),
+            r"coefficients = \[\[1.{50,60} \.\.\.: it must be",
+        ),
         (lambda saved: saved["coefficients"].pop("a"), "coefficients must be a, b, c, d, not b, c, d"),
         (lambda saved: saved["spec"].update(steps=0), r"spec\.steps = 0: it must be greater than or equal to 1"),
         (lambda saved: saved.update(backend="numpy"), "backend = 'numpy': it must be 'torch' or 'jax'"),
@@ -178,6 +190,13 @@ def test_the_page_holds_everything_in_one_file(tmp_path):
     assert "learning_rate = 5e-06" in page
     for name in ("torch", "jax"):
         assert FitResult.load(tmp_path / "report" / f"{name}.json").coefficients == fitted(name, spec).coefficients
+
+
+def test_the_page_of_two_runs_of_one_framework(tmp_path):
+    a, b = (fitted("torch", SPEC.replace({"steps": 30, "jit": False, "log_every": every})) for every in (30, 10))
+    write_comparison(compare(a, b), tmp_path)
+    saved = [FitResult.load(tmp_path / f"torch-{number}.json").spec.log_every for number in (1, 2)]
+    assert saved == [30, 10]
 
 
 def test_the_page_of_runs_without_traces(tmp_path):

@@ -61,8 +61,8 @@ def path(request, tmp_path):
     path = tmp_path / f"points.{request.param}"
     x, y = FROM, np.exp(FROM)
     if request.param == "csv":
-        rows = "".join(f"{i},{a!r},{b!r}\n" for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)))
-        path.write_text("\ufeffnumber,time,y\n" + rows, encoding="utf-8")
+        rows = "".join(f"{a!r},{i},{b!r}\n" for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)))
+        path.write_text("\ufefftime,number,y\n" + rows, encoding="utf-8")
     elif request.param == "npz":
         np.savez(path, number=np.arange(40), time=x, y=y)
     else:
@@ -113,6 +113,9 @@ REFUSED = {
     "NaN": ("x,y\n1,2\n3,4\n5,nan\n", "row 3 of y is nan; it must be a finite number"),
     "infinity": ("x,y\n1,2\n-inf,4\n", "row 2 of x is -inf; it must be a finite number"),
     "too large": ("x,y\n1,2\n3,1e300\n", r"row 2 is too large for float32: 3\.0, 1e\+300"),
+    "an underscore": ("x,y\n1,2\n1_0,4\n", "row 2 of x is '1_0'; it must be a number"),
+    "two columns of a name": ("x,y,y\n1,2,3\n", "has 2 columns 'y'; give each a name of its own"),
+    "decimal commas": ("x,y\n0,5,1,5\n", "row 1 has more than the 2 fields of the header"),
     "one point": ("x,y\n1,2\n", "has 1 row of points; a fit needs 2 at least"),
     "no point": ("x,y\n", "has 0 rows of points; a fit needs 2 at least"),
 }
@@ -136,8 +139,18 @@ def test_other_bad_files(tmp_path):
             "x has 3 rows and y has 4; they must have as",
         ),
         ("points.npz", lambda p: np.savez(p, x=np.ones((3, 2)), y=np.ones(3)), r"x is float64 of shape \(3, 2\)"),
+        (
+            "points.npz",
+            lambda p: p.write_bytes(b"\x93NUMPY" + bytes(99)),
+            "cannot be read as an .npz file: File is not a z",
+        ),
+        (
+            "points.npz",
+            lambda p: np.savez(p, x=np.ones(3, bool), y=np.ones(3)),
+            r"x is bool of shape \(3,\); it must be",
+        ),
         ("points.npz", lambda p: np.savez(p, x=np.array(["a"]), y=np.ones(1)), r"x is <U1 of shape \(1,\)"),
-        ("points.npz", lambda p: p.write_bytes(b"no zip"), "is not an .npz file"),
+        ("points.npz", lambda p: p.write_bytes(b"no zip"), "cannot be read as an .npz file: File is not a zip file"),
         ("points.parquet", lambda p: p.write_bytes(b"no parquet"), "is not a Parquet file"),
         ("points.csv", lambda p: p.write_bytes(b"x,y\n\xff,2\n"), "is not CSV"),
         ("points.xls", lambda p: p.write_bytes(b""), "give one that ends in .csv, .npz, .parquet"),
@@ -157,4 +170,6 @@ def test_a_file_has_no_function():
     assert describe(caught.value, TrainingSpec) == "data.points is not a field; allowed here: file, x, y"
     spec = TrainingSpec().replace({"data": {"file": "a.csv"}})
     assert spec.replace({"data": {"y": "height"}}).data == FileData(file="a.csv", y="height")
-    assert spec.replace({"data": {"target": "cos"}}).data == TrainingSpec().replace({"data": {"target": "cos"}}).data
+    assert spec.replace({"data": {"file": "b.csv"}}).data == FileData(file="b.csv")
+    with pytest.raises(ValidationError, match=r"data\.file\.target"):  # and the file is not left out in silence
+        spec.replace({"data": {"target": "cos"}})

@@ -11,7 +11,7 @@ import torchp3
 import torchp3.model
 import torchp3.train
 from p3 import compare
-from p3.divergence import ORDER, find
+from p3.divergence import ORDER, find, first_divergence, observed
 from p3.optimizers import Adamw
 
 TRAIN = {"torch": torchp3.train, "jax": jaxp3.train}
@@ -135,6 +135,16 @@ def rounded_between_pieces(patch, train, model):
     patch(train, "eager_piece", changed)
 
 
+def starts_off(patch, train, model):
+    place_coefficients = train.place_coefficients
+
+    def changed(spec, coefficients):
+        placed = place_coefficients(spec, coefficients)
+        return {**placed, "c": placed["c"] + 1e-6}
+
+    patch(train, "place_coefficients", changed)
+
+
 def forgets_momentum(gradients, state, count):
     if count == 50:
         state = {"momentum": {name: 0 * value for name, value in state["momentum"].items()}}
@@ -181,6 +191,8 @@ BUGS = {
     "d's gradient's sign": (SGD, gradients_of(lambda g: {**g, "d": -g["d"]}), 0, "gradient", "d"),
     "b's gradient × (1 + 1e-9)": (SGD, gradients_of(lambda g: {**g, "b": (1 + 1e-9) * g["b"]}), 0, "gradient", "b"),
     "coefficients rounded between pieces": (SGD, rounded_between_pieces, 39, "coefficient", None),
+    "another start": (SGD, starts_off, 0, "coefficient", "c"),
+    "the last update lost": (SGD.replace({"steps": 40}), rounded_between_pieces, 39, "coefficient", None),
 }
 
 
@@ -230,6 +242,45 @@ def test_what_is_not_changed_is_rounding(problem, dtype, changes):
     assert compare(a, b).ok
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1, "dtype": "float32", "optimizer": {"name": "adam", "learning_rate": 0.05}},
+        {
+            "batch_size": 1,
+            "dtype": "float64",
+            "optimizer": {"name": "adadelta", "decay": 0.0, "epsilon": 1.0, "learning_rate": 1.0},
+        },
+        # As years are: z = c + d·x is a small difference of large numbers.
+        {
+            "data": {"points": 200, "low": 1900.0, "high": 2020.0},
+            "start": {"c": -32.6667, "d": 1 / 60},
+            "optimizer": {"name": "adam", "learning_rate": 0.01},
+        },
+        {
+            "data": {"points": 200, "low": 99900.0, "high": 100020.0},
+            "start": {"c": -1666.0, "d": 1 / 60},
+            "optimizer": {"name": "adam", "learning_rate": 0.01},
+        },
+        # PyTorch's cosine is a recursion, whose roundings add up.
+        {
+            "dtype": "float64",
+            "optimizer": {"name": "adam", "learning_rate": 0.05},
+            "schedule": {"name": "cosine", "final_factor": 0.1, "decay_steps": 2000},
+        },
+        # The variance of gradients that are nearly the same is less than its rounding, and may be negative.
+        {
+            "dtype": "float64",
+            "optimizer": {"name": "rmsprop", "decay": 0.9, "centered": True, "learning_rate": 1e-9},
+        },
+    ],
+)
+def test_where_rounding_is_more_it_is_rounding(changes):
+    problem = PROBLEMS["tutorial" if "data" in changes else "asymmetric"]
+    spec = problem.replace({"steps": 200, "log_every": 200, "jit": False, **changes})
+    assert find(torchp3.fit(spec), jaxp3.fit(spec)) is None
+
+
 def test_rounding_that_a_descent_amplifies_is_not_taken_for_a_bug():
     # a's true gradient is 0, and Adam makes full steps of its noise.
     spec = PROBLEMS["tutorial"].replace(
@@ -250,6 +301,23 @@ def test_a_float32_bug_is_found_again_in_float64(monkeypatch):
     assert (found.step, found.quantity, found.kind) == (0, "gradient", "semantic")
     monkeypatch.undo()
     assert compare(result, jaxp3.fit(spec)).first_divergence.kind == "not reproduced"
+
+
+def test_what_is_a_few_tolerances_off_in_float32_alone_is_rounding():
+    spec = SGD.replace({"dtype": "float32"})
+    a, b = torchp3.fit(spec), jaxp3.fit(spec)
+    traces = {name: values.copy() for name, values in a.traces.items()}
+    traces["learning_rate"][:3] *= 1 + 10 * np.finfo("float32").eps
+    off = a.model_copy(update={"traces": traces})
+    found = first_divergence(off, b)
+    assert (found.step, found.quantity, found.kind) == (0, "learning rate", "rounding")
+
+
+def test_data_must_be_the_same_to_the_last_bit():
+    result = torchp3.fit(SGD.replace({"steps": 3}))
+    data = next(held for held in observed(result, 0) if held.quantity == "data")
+    assert not data.beyond("float64").any()
+    assert data._replace(got=np.nextafter(data.got, np.inf)).beyond("float64").any()
 
 
 def test_without_traces_it_says_what_to_do():

@@ -1,6 +1,7 @@
 """`p3 explain` shows the step that training takes, by hand and by both frameworks, and says when they do not agree."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import PROBLEMS
 import jaxp3.train
 import torchp3
 import torchp3.train
-from p3 import InputError
+from p3 import InputError, TrainingSpec
 from p3.cli import p3_command
 from p3.exact import P3
 from p3.explanation import LINKS, explain
@@ -77,6 +78,35 @@ def test_a_wrong_gradient_is_told(train, monkeypatch):
     explanation = explain(asymmetric(), 3)
     assert not explanation.ok
     assert str(explanation).endswith("do not agree.")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"start": {"a": 1e8}},
+        {"start": {"c": 1e4}},
+        {"data": {"low": 0.0, "high": 1e6}, "start": {"d": 1e-6}},
+        {"data": {"low": 1900.0, "high": 2020.0}, "start": {"c": -32.66667, "d": 1 / 60}},
+    ],
+)
+def test_large_numbers_are_no_disagreement(changes, dtype):
+    assert explain(TrainingSpec(jit=False, dtype=dtype).replace(changes)).ok
+
+
+def test_wrong_differences_are_told():
+    explanation = explain(asymmetric(), 3)
+    assert replace(explanation, spec=asymmetric()).ok
+    explanation.differences["d"] *= 1 + 1e-5
+    assert not explanation.ok
+
+
+def test_an_update_by_hand_is_of_plain_descent_alone():
+    decayed = explain(asymmetric(optimizer={"weight_decay": 100.0}), 3)
+    for name in "abcd":
+        assert decayed.hand_update(name) == pytest.approx(decayed.updates["jax"][name], rel=1e-9)
+    for optimizer in ({"momentum": 0.9}, {"clip_norm": 1.0}, {"clip_value": 1.0}, {"name": "adam"}):
+        assert explain(asymmetric(optimizer=optimizer), 3).hand_update("a") is None
 
 
 def test_the_command():
