@@ -60,19 +60,35 @@ def step(
     x: Float[Tensor, "points"],
     y: Float[Tensor, "points"],
     told: dict[str, Tensor],
-) -> tuple[Carry, dict[str, Tensor]]:
-    """One step: the coefficients and the optimizer's state after it, and what is recorded of it."""
+) -> tuple[Carry, dict[str, Any]]:
+    """One step: the coefficients and the optimizer's state after it, and what is recorded of it, number by number."""
     coefficients, state = carry
     differentiate = losses_and_gradients if coefficients["a"].ndim else loss_and_gradients
     value, gradients = differentiate(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
-    record = {"losses": value.clone()}  # scan refuses what may be a view
-    if spec.trace:
-        updates = {name: updated[name] - coefficients[name] for name in coefficients}
-        record["learning_rate"] = told["learning_rate"].clone()
-        for name, values in (("coefficients", coefficients), ("gradients", gradients), ("updates", updates)):
-            record[name] = torch.stack(list(values.values()))
-    return (updated, state), record
+    record = {"losses": value} | ({"gradients": gradients, "coefficients": updated} if spec.trace else {})
+    return (updated, state), tree_map(torch.clone, record)  # scan refuses what may be a view
+
+
+def arrange(
+    coefficients: Coefficients, steps: dict[str, Tensor], recorded: dict[str, Any]
+) -> dict[str, Float[Tensor, "steps *coefficients"]]:
+    """
+    The record of some steps, from the coefficients before the first and what each step recorded.
+
+    After the loop, since in it a number costs a fifth of what a vector does, of which it would have to make three.
+    """
+    if "gradients" not in recorded:
+        return recorded
+    gradients, after = (torch.stack(list(recorded[name].values()), dim=1) for name in ("gradients", "coefficients"))
+    before = torch.cat([torch.stack(list(coefficients.values()))[None], after])[:-1]
+    return {
+        "losses": recorded["losses"],
+        "learning_rate": steps["learning_rate"].clone(),
+        "coefficients": before,
+        "gradients": gradients,
+        "updates": after - before,
+    }
 
 
 def scan_steps(
@@ -83,23 +99,32 @@ def scan_steps(
     steps: dict[str, Tensor],
 ) -> tuple[Carry, dict[str, Tensor]]:
     """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
-    return scan(lambda carry, told: step(spec, carry, x, y, told), carry, steps)
+    after, recorded = scan(lambda carry, told: step(spec, carry, x, y, told), carry, steps)
+    return after, arrange(carry[0], steps, recorded)
 
 
 @cache
-def compiled_scan_steps(spec: TrainingSpec) -> Any:
+def compiled_scan_steps(spec: TrainingSpec, threads: int) -> Any:
     """
     The same, compiled once a process for all numbers of points and steps; of the specification only what a step needs.
 
-    The C++ wrapper keeps Python out of the loop, which halves its time. Made on the first call, since `torch.compile`
-    imports the compiler.
+    The C++ wrapper keeps Python out of the loop, which halves its time. No sum over the points is ever kept as an
+    array: to allocate one costs as much as to sum it. Made on the first call, since `torch.compile` imports the
+    compiler.
     """
+    whole = 1000  # more operations, and more readers, than any expression here has
     return torch.compile(
         partial(scan_steps, spec),
         fullgraph=True,
         dynamic=True,
         recompile_limit=32,  # each dtype and device, one step or more, points as many as steps or not
-        options={"cpp_wrapper": True},
+        options={
+            "cpp_wrapper": True,
+            "cpp.threads": threads,
+            "realize_opcount_threshold": whole,
+            "realize_reads_threshold": whole,
+            "realize_acc_reads_threshold": whole,
+        },
     )
 
 
@@ -113,7 +138,10 @@ def compile_piece(
     if torch._dynamo.config.disable:
         warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=4)
         return None
-    compiled = compiled_scan_steps(TrainingSpec(optimizer=spec.optimizer, trace=spec.trace))
+    # Two threads that wait for each other at each step take longer than one, and far longer where they share a core.
+    numbers = carry[0]["a"].numel() * (spec.batch_size or len(x))
+    threads = 1 if numbers < 2**14 else torch.get_num_threads()
+    compiled = compiled_scan_steps(TrainingSpec(optimizer=spec.optimizer, trace=spec.trace), threads)
 
     def piece(carry: Carry, steps: Steps) -> tuple[Carry, Record]:
         told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
@@ -140,12 +168,12 @@ def eager_piece(
 ) -> tuple[Carry, Record]:
     """The same loop in Python, one operation at a time."""
     told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
-    records = []
+    before, records = carry[0], []
     for row in range(len(steps["count"])):
         carry, record = step(spec, carry, x, y, {name: values[row] for name, values in told.items()})
         records.append(record)
-    stacked = {name: torch.stack([record[name] for record in records]).cpu().numpy() for name in records[0]}
-    return carry, stacked
+    record = arrange(before, told, tree_map(lambda *each: torch.stack(each), *records))
+    return carry, {name: values.cpu().numpy() for name, values in record.items()}
 
 
 def make_piece(
