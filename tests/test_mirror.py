@@ -31,7 +31,8 @@ ONLY_IN = {
     ("jaxp3", "with_momentum"): "a transform of its own in optax; torch.optim's rules take momentum",
     ("jaxp3", "scale_by_adagrad"): "optax's has its epsilon inside the root",
     ("jaxp3", "one_cycle"): "optax's has its top at a whole step",
-    ("jaxp3", "add"): "what jax.lax.reduce sums five rows by; Inductor makes one loop of five sums by itself",
+    ("jaxp3", "of_each_point"): "what sum_over_points sums",
+    ("jaxp3", "sum_over_points"): "five sums in one loop, which Inductor makes of them by itself",
     ("torchp3", "compiled_scan_steps"): "torch.compile keeps its programs with the wrapper; jax.jit compiles ahead",
 }
 

@@ -1,0 +1,260 @@
+"""
+What a fit and the operator cost, against everything that one would run instead, in one run.
+
+`python comparisons/benchmark.py --readme README.md` runs every race, and writes benchmark.json and benchmark.png beside
+itself, and the README's table. Every contender must give the same answer before it is timed. Then all of a race take
+turns, so that what else the machine does falls on all alike: a ratio of medians holds where seconds do not. The first
+turn compiles, and is told apart.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import click
+import contenders
+import jax
+import numpy as np
+import torch
+from contenders import Contender
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from p3.exact import P3
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- benchmark: written by comparisons/benchmark.py -->", "<!-- end of benchmark -->"
+
+
+class Race(NamedTuple):
+    """
+    Contenders that do the same.
+
+    Attributes
+    ----------
+    contenders : by their names
+    limit : the one that others are multiples of
+    turns : how often each runs, after the first time
+    check : raises AssertionError where an answer is not right
+    """
+
+    contenders: Mapping[str, Contender]
+    limit: str
+    turns: int
+    check: Callable[[Any], None]
+
+
+class Result(NamedTuple):
+    """Of a contender: the seconds of its first turn, with what it compiled, and of each other one."""
+
+    first: float
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of the seconds."""
+        return float(np.median(self.seconds))
+
+
+def run(race: Race, name: str, show: bool = True) -> dict[str, Result]:
+    """Check every contender, and let them take turns."""
+    first: dict[str, float] = {}
+    for title, contender in race.contenders.items():
+        begin = perf_counter()
+        _, answer = contender.run()
+        first[title] = perf_counter() - begin
+        if answer is not None:
+            try:
+                race.check(answer)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {title} gives another answer: {error}") from error
+    seconds: dict[str, list[float]] = {title: [] for title in race.contenders}
+    for _ in track(range(race.turns), description=name, console=Console(stderr=True), disable=not show, transient=True):
+        for title, contender in race.contenders.items():
+            seconds[title].append(contender.run()[0])
+    return {title: Result(first[title], tuple(seconds[title])) for title in race.contenders}
+
+
+def close_to(expected: Any, relative: float) -> Callable[[Any], None]:
+    """Whether an answer is as expected, relative to the largest number of it."""
+
+    def check(answer: Any) -> None:
+        for got, right in zip(answer, expected, strict=True):
+            np.testing.assert_allclose(np.asarray(got), right, rtol=0, atol=relative * np.abs(right).max())
+
+    return check
+
+
+def fit_race(points: int, steps: int, turns: int) -> Race:
+    """One fit, the loop alone."""
+    found = contenders.fits(points, steps)
+    _, expected = found["torchp3, eager"].run()
+    check = close_to([np.array(expected)], 1e-4)
+    return Race(found, "C" if "C" in found else "NumPy", turns, lambda answer: check([answer]))
+
+
+def operator_race(points: int, turns: int) -> Race:
+    """The operator, forward and backward."""
+    x, cotangent = (np.linspace(low, high, points, dtype=np.float32).astype(float) for low, high in ((-2, 2), (1, 2)))
+    expected = P3(x), cotangent * P3.deriv()(x)
+    return Race(contenders.operators(points), "2.5 copies", turns, close_to(expected, 1e-6))
+
+
+def starts_race(starts: int, alone: int, steps: int, turns: int) -> Race:
+    """Many fits: seconds a fit."""
+    found = contenders.many_fits(starts, alone, steps)
+    _, expected = found["torchp3.fit in a loop"].run()
+    return Race(found, "torchp3.fit_starts", turns, lambda answer: close_to([np.array(expected)], 1e-4)([answer]))
+
+
+def process_race(turns: int) -> Race:
+    """Whole processes."""
+    expected = [-2.2085268, 0.2554861]
+    return Race(contenders.processes(), "tutorial's script", turns, lambda answer: close_to(expected, 1e-5)(answer))
+
+
+def races(small: bool) -> dict[str, Callable[[], Race]]:
+    """Every race by its name, made when its turn comes."""
+    if small:
+        return {
+            "fit, 100 points": lambda: fit_race(100, 20, 3),
+            "operator, 1000 points": lambda: operator_race(1000, 3),
+            "starts, 8": lambda: starts_race(8, 2, 20, 2),
+        }
+    return {
+        **{
+            f"fit, {n} points": lambda n=n: fit_race(n, 2000, 15 if n <= 2000 else 3) for n in (100, 2000, 10**4, 10**5)
+        },
+        **{f"operator, {n} points": lambda n=n: operator_race(n, 15 if n <= 10**6 else 7) for n in (100, 10**4, 10**6)},
+        **{f"operator, {n} points": lambda n=n: operator_race(n, 7) for n in (10**7, 10**8)},
+        "starts, 10000": lambda: starts_race(10_000, 20, 2000, 3),
+        "process": lambda: process_race(5),
+    }
+
+
+def table(results: Mapping[str, Result], limit: str) -> Table:
+    """For people."""
+    made = Table("", "median", "quartiles", f"× {limit}", "first turn")
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for title, result in results.items():
+        low, high = np.quantile(result.seconds, (0.25, 0.75))
+        ratio = result.median / results[limit].median
+        made.add_row(
+            title, seconds(result.median), f"{seconds(low)} to {seconds(high)}", f"{ratio:.3g}", seconds(result.first)
+        )
+    return made
+
+
+def seconds(value: float) -> str:
+    """To three digits, in the unit that they suit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value / 1e-9:.3g} ns"
+
+
+def draw(made: Mapping[str, Any]) -> Figure:
+    """Cost against points, of the fit's step and of the operator."""
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    panels = {"fit": "a step of the fit, ns a point", "operator": "operator, forward and backward, ns a point"}
+    for axes, (kind, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for name, race in made["races"].items():
+            if not name.startswith(f"{kind}, "):
+                continue
+            points = int(name.split()[1])
+            for contender, times in race["seconds"].items():
+                per_point = float(np.median(times)) / points / (2000 if kind == "fit" else 1)
+                lines.setdefault(contender, []).append((points, 1e9 * per_point))
+        for number, (contender, line) in enumerate(lines.items()):
+            ours = contender.startswith(("torchp3", "jaxp3"))
+            axes.loglog(
+                *zip(*line, strict=True), "-" if ours else "--", marker="osv^Dx+*<>"[number % 10], label=contender
+            )
+        axes.set(xlabel="points", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure
+
+
+README_RACES = {
+    "fit, 2000 points": "The tutorial's fit, 2000 points and 2000 steps in float32, the loop alone",
+    "process": "The same from the command to the printed result",
+    "operator, 1000000 points": "The operator and its vjp, 10⁶ points in float32",
+    "operator, 10000000 points": "The same of 10⁷ points",
+    "starts, 10000": "10,000 fits of 2000 steps, a fit",
+}
+
+
+def readme_part(made: Mapping[str, Any]) -> str:
+    """The tables of the README, in ratios and medians."""
+    lines = [f"On {made['machine']}, {made['date']}, with torch {made['torch']} and jax {made['jax']}:", ""]
+    for name, title in README_RACES.items():
+        if name not in made["races"]:
+            continue
+        race = made["races"][name]
+        base = float(np.median(race["seconds"][race["limit"]]))
+        lines += [f"| {title} | median | × {race['limit']} |", "| --- | ---: | ---: |"]
+        for contender, times in race["seconds"].items():
+            median = float(np.median(times))
+            lines.append(f"| {contender} | {seconds(median)} | {median / base:.3g} |")
+        lines.append("")
+    return "\n".join([BEGIN, *lines, END])
+
+
+def machine() -> str:
+    """What it runs on."""
+    name = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(": ")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{os.cpu_count()} cores of {name}"
+
+
+@click.command()
+@click.option("--small", is_flag=True, help="Sizes that take seconds.")
+@click.option("--only", multiple=True, help="Races whose names begin so; all where none is given.")
+@click.option("--output", type=click.Path(path_type=Path), default=HERE / "benchmark.json", help="Where to write JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), default=HERE / "benchmark.png", help="Where to draw.")
+@click.option("--readme", type=click.Path(path_type=Path), help="The README whose part is to be written.")
+def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, readme: Path | None) -> None:
+    """Race everything, and write what it came to."""
+    console = Console()
+    made: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "jax": jax.__version__,
+        "races": {},
+    }
+    for name, make in races(small).items():
+        if only and not name.startswith(only):
+            continue
+        race = make()
+        results = run(race, name, show=Console(stderr=True).is_terminal)
+        console.print(f"\n{name}")
+        console.print(table(results, race.limit))
+        made["races"][name] = {
+            "limit": race.limit,
+            "first": {title: result.first for title, result in results.items()},
+            "seconds": {title: result.seconds for title, result in results.items()},
+        }
+    output.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    draw(made).savefig(plot)
+    if readme is not None:
+        text = readme.read_text(encoding="utf-8")
+        before, _, rest = text.partition(BEGIN)
+        readme.write_text(before + readme_part(made) + rest.partition(END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The benchmark measures what it says: equal answers, positive times, and a ratio that is there."""
+
+import json
+import time
+
+import benchmark
+import contenders
+import numpy as np
+import pytest
+from benchmark import BEGIN, END, Race, close_to, readme_part, run, seconds
+from click.testing import CliRunner
+from conftest import COMPARISONS
+from contenders import timed
+
+from p3 import TrainingSpec
+from p3.exact import P3
+
+
+def test_a_contender_that_takes_twice_as_long_is_found_to():
+    def busy(units):
+        def work():
+            until = time.process_time() + 0.01 * units
+            while time.process_time() < until:
+                pass
+            return [np.array(1.0)]
+
+        return timed(work)
+
+    race = Race({"once": busy(1), "twice": busy(2)}, "once", 9, close_to([np.array(1.0)], 1e-9))
+    results = run(race, "planted", show=False)
+    assert results["twice"].median / results["once"].median == pytest.approx(2, rel=0.2)
+    assert all(len(result.seconds) == 9 for result in results.values())
+
+
+def test_a_wrong_answer_is_not_timed():
+    race = Race({"off": timed(lambda: [np.array(1.001)])}, "off", 1, close_to([np.array(1.0)], 1e-4))
+    with pytest.raises(AssertionError, match="planted: off gives another answer"):
+        run(race, "planted", show=False)
+
+
+def test_the_operators_are_p3_and_its_derivative():
+    x, cotangent = np.linspace(-2, 2, 100), np.linspace(1, 2, 100)
+    found = contenders.operators(100)
+    assert "2.5 copies" in found
+    for name in ("tutorial's operator", "torchp3, eager", "jaxp3, jitted", "jaxp3, jitted, cotangent donated", "C"):
+        if name == "C" and "C" not in found:
+            continue  # no compiler
+        taken, answer = found[name].run()
+        assert taken > 0
+        value, gradient = map(np.asarray, answer)
+        np.testing.assert_allclose(value, P3(x), atol=1e-5)
+        np.testing.assert_allclose(gradient, cotangent * P3.deriv()(x), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_race_at_a_small_size(tmp_path):
+    output, plot, readme = tmp_path / "benchmark.json", tmp_path / "benchmark.png", tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    command = ["--small", "--output", str(output), "--plot", str(plot), "--readme", str(readme)]
+    finished = CliRunner().invoke(benchmark.main, command, catch_exceptions=False)
+    assert finished.exit_code == 0
+    made = json.loads(output.read_text(encoding="utf-8"))
+    for race in made["races"].values():
+        assert race["limit"] in race["seconds"]
+        for taken in race["seconds"].values():
+            assert min(taken) > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+
+
+def test_the_readme_says_what_the_benchmark_printed():
+    made = json.loads((COMPARISONS / "benchmark.json").read_text(encoding="utf-8"))
+    readme = (COMPARISONS.parent / "README.md").read_text(encoding="utf-8")
+    assert readme_part(made) in readme
+
+
+@pytest.mark.slow
+def test_the_tutorials_script_is_the_tutorials():
+    found = contenders.processes()
+    _, (b, d) = found["tutorial's script"].run()
+    assert b == pytest.approx(-2.2085268, rel=1e-6)
+    assert d == pytest.approx(0.2554861, rel=1e-6)
+    assert TrainingSpec().steps == 2000
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.234, "1.23 s"), (0.0123, "12.3 ms"), (5e-6, "5 µs"), (2.5e-8, "25 ns"), (120.0, "120 s")]
+)
+def test_seconds_for_people(value, said):
+    assert seconds(value) == said
