@@ -1,5 +1,6 @@
 """What the benchmark races: this project's fits and operators, what a user would run instead, and two limits."""
 
+import atexit
 import ctypes
 import os
 import shutil
@@ -51,18 +52,23 @@ def timed(f: Callable[[], Any]) -> Contender:
 
 
 @cache
+def scratch() -> Path:
+    """A folder for as long as the process lives."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@cache
 def limits() -> ctypes.CDLL | None:
     """limits.c, compiled for this machine; None where there is no compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
-    folder = tempfile.TemporaryDirectory()
-    library = Path(folder.name) / "limits.so"
+    library = scratch() / "limits.so"
     options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
     subprocess.run([compiler, *options, "-o", library, HERE / "limits.c"], check=True)
-    loaded = ctypes.CDLL(library)
-    folder.cleanup()
-    return loaded
+    return ctypes.CDLL(library)
 
 
 def address(array: np.ndarray) -> ctypes.c_void_p:
@@ -308,10 +314,10 @@ def processes() -> dict[str, Contender]:
     """From the command to the printed result; each answers with b and d."""
 
     def command(*arguments: str, empty_caches: bool = False) -> Contender:
-        caches = tempfile.TemporaryDirectory()
+        caches = tempfile.mkdtemp(dir=scratch())
 
         def run() -> tuple[float, Any]:
-            folder = tempfile.mkdtemp(dir=caches.name) if empty_caches else caches.name
+            folder = tempfile.mkdtemp(dir=caches) if empty_caches else caches
             begin = perf_counter()
             finished = subprocess.run(
                 [sys.executable, *arguments],

@@ -36,12 +36,16 @@ def assert_each_is_its_own_fit(backend, spec, count=5, spread=0.1):
     assert len(set(many.losses)) == count
 
 
-@pytest.mark.parametrize("rule", RULES)
+SOME = ["sgd", "adam, weight decay, clipped norm", "dampening, weight decay"]
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[] if rule in SOME else pytest.mark.slow) for rule in RULES])
 def test_each_is_the_fit_from_its_start(backend, rule):
     spec = FEW.replace({"optimizer": RULES[rule], "jit": False, "steps": 10 if backend == "jax" else 30})
     assert_each_is_its_own_fit(backend, spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", SOME_COMPILED)
 def test_each_is_the_fit_from_its_start_compiled(backend, rule):
     assert_each_is_its_own_fit(backend, FEW.replace({"optimizer": RULES[rule]}))
@@ -52,7 +56,7 @@ def test_schedules_and_batches_are_the_same_for_each(backend):
     assert_each_is_its_own_fit(backend, FEW.replace(changes))
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow), 7])
 def test_chunks_are_as_good_as_one(backend, count, monkeypatch):
     starts = random_starts(FEW, count, 0.1)
     whole = load(backend).fit_starts(FEW, starts)
@@ -87,7 +91,7 @@ def test_the_hand_written_rule_is_what_many_fits_use(backend, jit, monkeypatch):
     np.testing.assert_allclose(marked, true * [1, 1, 4, 4], rtol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_what_diverges_is_what_raises_alone(backend, dtype):
     spec = TrainingSpec(dtype=dtype, steps=60)
     starts = random_starts(spec, 40)
@@ -230,6 +234,7 @@ for count in (2000, 20_000):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_starts(backend):
     finished = subprocess.run([sys.executable, "-c", PROGRAM, backend], capture_output=True, text=True, check=True)
     few, many = map(int, finished.stdout.split())
