@@ -66,7 +66,9 @@ def limits() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     library = scratch() / "limits.so"
-    options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
+    # What vectors need of -ffast-math, which itself would have the whole process take subnormal numbers for 0.
+    order = ["-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"]
+    options = ["-O3", "-march=native", *order, "-shared", "-fPIC"]
     subprocess.run([compiler, *options, "-o", library, HERE / "limits.c"], check=True)
     return ctypes.CDLL(library)
 

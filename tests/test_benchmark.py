@@ -52,6 +52,11 @@ def test_the_operators_are_p3_and_its_derivative():
         np.testing.assert_allclose(gradient, cotangent * P3.deriv()(x), atol=1e-4)
 
 
+def test_the_c_library_leaves_the_processor_as_it_was():
+    contenders.limits()
+    assert np.float64(5e-324) * np.float64(1.0) == 5e-324
+
+
 @pytest.mark.slow
 def test_every_race_at_a_small_size(tmp_path):
     output, plot, readme = tmp_path / "benchmark.json", tmp_path / "benchmark.png", tmp_path / "README.md"

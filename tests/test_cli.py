@@ -167,7 +167,7 @@ def test_an_unwritable_output_is_found_before_the_fit(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["torchp3", "jaxp3"])
-@pytest.mark.parametrize("jit", ["--jit", "--no-jit"])
+@pytest.mark.parametrize("jit", [pytest.param("--jit", marks=pytest.mark.slow), "--no-jit"])
 def test_a_fit_that_diverges_stops_there(command, jit):
     finished = run(command, "--optimizer.learning-rate", "1e-2", jit)
     refused(finished, "the fit diverged at step ", code=1)

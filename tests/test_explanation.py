@@ -80,7 +80,7 @@ def test_a_wrong_gradient_is_told(train, monkeypatch):
     assert str(explanation).endswith("do not agree.")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 @pytest.mark.parametrize(
     "changes",
     [

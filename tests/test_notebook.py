@@ -28,6 +28,7 @@ def test_the_outputs_are_there_and_in_order(committed):
     assert sum("image/png" in kind for kind in kinds(committed)) == 4
 
 
+@pytest.mark.slow
 def test_it_runs_afresh(committed):
     fresh = nbformat.from_dict(committed)
     NotebookClient(fresh, timeout=600, resources={"metadata": {"path": COMPARISONS}}).execute()

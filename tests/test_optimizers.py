@@ -106,6 +106,7 @@ def test_the_frameworks_agree_compiled(rule):
     assert_together(asymmetric(optimizer=RULES[rule]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", SOME_COMPILED)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_as_eager(backend, rule):

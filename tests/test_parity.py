@@ -35,7 +35,18 @@ def check(pair, **options):
 
 
 # The slowest of those that have another like them.
-SLOW = ("scaled sine, a scalar", "gelu, by tanh", "logsumexp", "softmax of one", "where", "cancelled", "p3, custom_jvp")
+SLOW = (
+    "scaled sine, a scalar",
+    "scaled sine, broadcast",
+    "layer norm",
+    "softmax of large numbers",
+    "gelu, by tanh",
+    "logsumexp",
+    "softmax of one",
+    "where",
+    "cancelled",
+    "p3, custom_jvp",
+)
 
 
 @pytest.mark.filterwarnings("ignore")

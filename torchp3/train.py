@@ -67,7 +67,7 @@ def step(
     value, gradients = differentiate(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
     record = {"losses": value} | ({"gradients": gradients, "coefficients": updated} if spec.trace else {})
-    return (updated, state), tree_map(torch.clone, record)  # scan refuses what may be a view
+    return (updated, state), record
 
 
 def arrange(
@@ -99,7 +99,12 @@ def scan_steps(
     steps: dict[str, Tensor],
 ) -> tuple[Carry, dict[str, Tensor]]:
     """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
-    after, recorded = scan(lambda carry, told: step(spec, carry, x, y, told), carry, steps)
+
+    def body(carry, told):  # type: ignore[no-untyped-def]  # Dynamo cannot trace annotations of generic types
+        carry, record = step(spec, carry, x, y, told)
+        return carry, tree_map(torch.clone, record)  # scan refuses what may be a view
+
+    after, recorded = scan(body, carry, steps)
     return after, arrange(carry[0], steps, recorded)
 
 
