@@ -50,6 +50,7 @@ def test_reports(tmp_path):
 
 
 @pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")
+@pytest.mark.slow
 def test_a_browser_shows_the_page(tmp_path):
     run("p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "vjp", "--report", tmp_path / "report.html")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

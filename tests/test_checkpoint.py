@@ -68,7 +68,7 @@ def test_a_run_crosses_over_at_every_piece(whole, pieces, tmp_path):
     assert_same(resume("torch", tmp_path, spec), expected)
 
 
-@pytest.mark.parametrize("first", BACKENDS)
+@pytest.mark.parametrize("first", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_there_and_back_compiled(first, tmp_path):
     spec = asymmetric(optimizer=RULES["nesterov, weight decay"], steps=150, jit=True)
     backend = first
@@ -260,6 +260,7 @@ print(done)
 def test_kills_at_random_moments_lose_the_piece_in_progress_alone(tmp_path):
     spec = asymmetric(steps=10**5, log_every=20, optimizer=RULES["adam"])
     spec.to_toml(tmp_path / "spec.toml")
+    (tmp_path / "run").mkdir()
     finished = subprocess.run(
         [sys.executable, "-c", RUNNER, tmp_path / "run", "50", tmp_path / "spec.toml"], capture_output=True, text=True
     )

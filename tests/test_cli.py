@@ -45,8 +45,9 @@ def test_a_fit_prints_the_tutorials_lines(how):
     assert re.fullmatch(r"Result: y = \S+ \+ \S+ \* P3\(\S+ \+ \S+ x\)", result)
 
 
-def test_the_tutorials_table_from_the_command(backend):
-    finished = run({"torch": "torchp3", "jax": "jaxp3"}[backend])
+@pytest.mark.parametrize("command", [pytest.param("torchp3", marks=pytest.mark.slow), "jaxp3"])
+def test_the_tutorials_table_from_the_command(command):
+    finished = run(command)
     assert finished.returncode == 0
     rows = [row.split() for row in finished.stdout.splitlines()[:-1]]
     assert [int(step) for step, _ in rows] == list(range(99, 2000, 100))

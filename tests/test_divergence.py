@@ -246,22 +246,28 @@ def test_what_is_not_changed_is_rounding(problem, dtype, changes):
     "changes",
     [
         {"batch_size": 1, "dtype": "float32", "optimizer": {"name": "adam", "learning_rate": 0.05}},
-        {
-            "batch_size": 1,
-            "dtype": "float64",
-            "optimizer": {"name": "adadelta", "decay": 0.0, "epsilon": 1.0, "learning_rate": 1.0},
-        },
+        pytest.param(
+            {
+                "batch_size": 1,
+                "dtype": "float64",
+                "optimizer": {"name": "adadelta", "decay": 0.0, "epsilon": 1.0, "learning_rate": 1.0},
+            },
+            marks=pytest.mark.slow,
+        ),
         # As years are: z = c + d·x is a small difference of large numbers.
         {
             "data": {"points": 200, "low": 1900.0, "high": 2020.0},
             "start": {"c": -32.6667, "d": 1 / 60},
             "optimizer": {"name": "adam", "learning_rate": 0.01},
         },
-        {
-            "data": {"points": 200, "low": 99900.0, "high": 100020.0},
-            "start": {"c": -1666.0, "d": 1 / 60},
-            "optimizer": {"name": "adam", "learning_rate": 0.01},
-        },
+        pytest.param(
+            {
+                "data": {"points": 200, "low": 99900.0, "high": 100020.0},
+                "start": {"c": -1666.0, "d": 1 / 60},
+                "optimizer": {"name": "adam", "learning_rate": 0.01},
+            },
+            marks=pytest.mark.slow,
+        ),
         # PyTorch's cosine is a recursion, whose roundings add up.
         {
             "dtype": "float64",

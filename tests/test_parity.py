@@ -284,6 +284,7 @@ def test_weak_inputs_are_called_so_with_what_to_add(inputs, missed, advice):
     assert advice in {finding.part: finding.explanation for finding in report["power"].findings}[missed]
 
 
+@pytest.mark.slow
 def test_one_axis_shows_no_wrong_axis_and_the_report_says_so():
     reference, port = torchp3.as_operator(lambda x: torch.softmax(x, 0)), jaxp3.as_operator(jax.nn.softmax)
     assert "with two the sides differ" in parity.check(reference, port, LINE, only=["power"])["power"].note
