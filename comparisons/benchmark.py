@@ -41,12 +41,14 @@ class Race(NamedTuple):
     ----------
     contenders : by their names
     limit : the one that others are multiples of
+    size : points, times steps of a fit: what the picture divides by
     turns : how often each runs, after the first time
     check : raises AssertionError where an answer is not right
     """
 
     contenders: Mapping[str, Contender]
     limit: str
+    size: int
     turns: int
     check: Callable[[Any], None]
 
@@ -68,7 +70,7 @@ def run(race: Race, name: str, show: bool = True) -> dict[str, Result]:
     first: dict[str, float] = {}
     for title, contender in race.contenders.items():
         begin = perf_counter()
-        _, answer = contender.run()
+        _, answer = contender()
         first[title] = perf_counter() - begin
         if answer is not None:
             try:
@@ -78,7 +80,7 @@ def run(race: Race, name: str, show: bool = True) -> dict[str, Result]:
     seconds: dict[str, list[float]] = {title: [] for title in race.contenders}
     for _ in track(range(race.turns), description=name, console=Console(stderr=True), disable=not show, transient=True):
         for title, contender in race.contenders.items():
-            seconds[title].append(contender.run()[0])
+            seconds[title].append(contender()[0])
     return {title: Result(first[title], tuple(seconds[title])) for title in race.contenders}
 
 
@@ -95,29 +97,30 @@ def close_to(expected: Any, relative: float) -> Callable[[Any], None]:
 def fit_race(points: int, steps: int, turns: int) -> Race:
     """One fit, the loop alone."""
     found = contenders.fits(points, steps)
-    _, expected = found["torchp3, eager"].run()
+    _, expected = found["torchp3, eager"]()
     check = close_to([np.array(expected)], 1e-4)
-    return Race(found, "C" if "C" in found else "NumPy", turns, lambda answer: check([answer]))
+    return Race(found, "C" if "C" in found else "NumPy", points * steps, turns, lambda answer: check([answer]))
 
 
 def operator_race(points: int, turns: int) -> Race:
     """The operator, forward and backward."""
     x, cotangent = (np.linspace(low, high, points, dtype=np.float32).astype(float) for low, high in ((-2, 2), (1, 2)))
     expected = P3(x), cotangent * P3.deriv()(x)
-    return Race(contenders.operators(points), "2.5 copies", turns, close_to(expected, 1e-6))
+    return Race(contenders.operators(points), "2.5 copies", points, turns, close_to(expected, 1e-6))
 
 
 def starts_race(starts: int, alone: int, steps: int, turns: int) -> Race:
     """Many fits: seconds a fit."""
     found = contenders.many_fits(starts, alone, steps)
-    _, expected = found["torchp3.fit in a loop"].run()
-    return Race(found, "torchp3.fit_starts", turns, lambda answer: close_to([np.array(expected)], 1e-4)([answer]))
+    _, expected = found["torchp3.fit in a loop"]()
+    check = close_to([np.array(expected)], 1e-4)
+    return Race(found, "torchp3.fit_starts", 1, turns, lambda answer: check([answer]))
 
 
 def process_race(turns: int) -> Race:
     """Whole processes."""
     expected = [-2.2085268, 0.2554861]
-    return Race(contenders.processes(), "tutorial's script", turns, lambda answer: close_to(expected, 1e-5)(answer))
+    return Race(contenders.processes(), "tutorial's script", 1, turns, close_to(expected, 1e-5))
 
 
 def races(small: bool) -> dict[str, Callable[[], Race]]:
@@ -172,8 +175,7 @@ def draw(made: Mapping[str, Any]) -> Figure:
                 continue
             points = int(name.split()[1])
             for contender, times in race["seconds"].items():
-                per_point = float(np.median(times)) / points / (2000 if kind == "fit" else 1)
-                lines.setdefault(contender, []).append((points, 1e9 * per_point))
+                lines.setdefault(contender, []).append((points, 1e9 * float(np.median(times)) / race["size"]))
         for number, (contender, line) in enumerate(lines.items()):
             ours = contender.startswith(("torchp3", "jaxp3"))
             axes.loglog(
@@ -245,6 +247,7 @@ def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, readme: P
         console.print(table(results, race.limit))
         made["races"][name] = {
             "limit": race.limit,
+            "size": race.size,
             "first": {title: result.first for title, result in results.items()},
             "seconds": {title: result.seconds for title, result in results.items()},
         }

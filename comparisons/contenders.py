@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,8 @@ from p3.starts import random_starts
 HERE = Path(__file__).parent
 
 
-class Contender(NamedTuple):
-    """
-    One way to do the same.
-
-    Attributes
-    ----------
-    run : does it, and gives the seconds that it took and its answer; the first call compiles
-    """
-
-    run: Callable[[], tuple[float, Any]]
+# Does something, and gives the seconds that it took and its answer; the first call compiles.
+Contender = Callable[[], tuple[float, Any]]
 
 
 def timed(f: Callable[[], Any]) -> Contender:
@@ -48,7 +40,7 @@ def timed(f: Callable[[], Any]) -> Contender:
         answer = f()
         return perf_counter() - begin, answer
 
-    return Contender(run)
+    return run
 
 
 @cache
@@ -97,7 +89,7 @@ def fits(points: int, steps: int) -> dict[str, Contender]:
             result = package.fit(spec)
             return result.seconds["run"], list(result.coefficients.values())
 
-        return Contender(run)
+        return run
 
     def numpy_loop() -> list[float]:
         a, b, c, d = map(np.float32, start)
@@ -232,7 +224,7 @@ def operators(points: int) -> dict[str, Contender]:
             answer = jax.block_until_ready(compiled(x_jax, given))
             return perf_counter() - begin, answer
 
-        return Contender(run)
+        return run
 
     def in_numpy() -> tuple[np.ndarray, np.ndarray]:
         squares = x * x
@@ -287,7 +279,7 @@ def many_fits(starts: int, alone: int, steps: int) -> dict[str, Contender]:
             result = package.fit_starts(spec, given)
             return (perf_counter() - begin) / starts, result.coefficients[:alone]
 
-        return Contender(run)
+        return run
 
     def in_a_loop(package: Any) -> Contender:
         def run() -> tuple[float, Any]:
@@ -299,7 +291,7 @@ def many_fits(starts: int, alone: int, steps: int) -> dict[str, Contender]:
             seconds = (perf_counter() - begin) / alone
             return seconds, [list(result.coefficients.values()) for result in results]
 
-        return Contender(run)
+        return run
 
     return {
         "torchp3.fit in a loop": in_a_loop(torchp3),
@@ -332,7 +324,7 @@ def processes() -> dict[str, Contender]:
             words = finished.stdout.splitlines()[-1].replace("P3(", "").split()
             return seconds, [float(words[5]), float(words[9])]
 
-        return Contender(run)
+        return run
 
     return {
         "tutorial's script": command(str(HERE / "tutorial.py")),

@@ -29,7 +29,7 @@ def train(x, y, steps, learning_rate, show=print):
     """The tutorial's loop: a, b, c and d after it."""
     a, b, c, d = (torch.full((), value, dtype=x.dtype, requires_grad=True) for value in (0.0, -1.0, 0.0, 0.3))
     for t in range(steps):
-        P3 = LegendrePolynomial3.apply  # noqa: N806
+        P3 = LegendrePolynomial3.apply  # noqa: N806  the tutorial's own name
         y_pred = a + b * P3(c + d * x)
         loss = (y_pred - y).pow(2).sum()
         if t % 100 == 99:

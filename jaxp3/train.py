@@ -29,8 +29,8 @@ Carry = tuple[Coefficients, State]
 
 BLOCK = 2048  # points that are summed in one go: of more, the roundings of float32 add up to more than an epsilon
 
-# On a CPU XLA adds in the order of the points, one by one, unless it may choose the order, and then adds eight at a
-# time; that is the only liberty of its fast-math that is left.
+# On a CPU XLA adds in the order of the points, one by one, unless it may choose the order, and then adds a vector of
+# them at a time. Of the other liberties of its fast-math, those with NaN, infinities, divisions and functions are off.
 COMPILER_OPTIONS = {
     "xla_cpu_enable_fast_math": True,
     "xla_cpu_fast_math_honor_nans": True,

@@ -184,7 +184,7 @@ def learning_rates(result: FitResult, other: FitResult) -> Held:
     """The learning rate, against the other framework's."""
     got, expected = (side.traces["learning_rate"][:, None] for side in (result, other))
     steps = np.arange(len(got))[:, None] * (np.finfo("float64").eps / np.finfo(result.spec.dtype).eps)
-    size = max(got.max(), expected.max()) * (1 + steps)
+    size = max(got.max(), expected.max()) * (1 + steps / 4)
     return Held("learning rate", ("",), title(result), title(other), got, expected, size, LEARNING_RATE.epsilons)
 
 
@@ -197,11 +197,11 @@ def updates(result: FitResult, other: FitResult) -> Held:
     )
     expected = (coarse if spec.dtype == "float32" else fine)[1]
     # Of some rules rounding makes more than epsilons, as where 1 − beta2 is small: as many of them in both dtypes.
-    # Where they leave float32's numbers, as by the variance of equal gradients, nothing is known.
     with np.errstate(invalid="ignore"):
-        conditioned = np.abs(coarse - fine).max(axis=0) / np.finfo("float32").eps
-    conditioned = np.nan_to_num(conditioned, nan=np.inf)
-    size = np.abs(traces["coefficients"]) + np.maximum.accumulate(np.abs(expected) + conditioned)
+        conditioned = np.abs(expected) + np.abs(coarse - fine).max(axis=0) / np.finfo("float32").eps
+    size = np.abs(traces["coefficients"]) + np.fmax.accumulate(conditioned)
+    # A step that float32 cannot make, as by the variance of equal gradients, is one of which nothing is known.
+    size[np.isnan(conditioned)] = np.inf
     by = f"{title(other)}'s optimizer of the same gradients"
     return Held("update", tuple("abcd"), title(result), by, traces["updates"], expected, size, UPDATE.epsilons)
 

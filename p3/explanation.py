@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import StringIO
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -88,10 +88,7 @@ class Explanation:
             moved: dict[str, Any] = {**self.coefficients, name: np.longdouble(self.coefficients[name]) + by}
             return np.longdouble((chain(moved, self.points).residual ** 2).sum())
 
-        return {
-            name: central_difference(lambda by, name=name: loss(name, by), scale)  # type: ignore[misc]
-            for name, scale in self.scales.items()
-        }
+        return {name: central_difference(partial(loss, name), scale) for name, scale in self.scales.items()}
 
     @cached_property
     def scales(self) -> dict[str, float]:

@@ -66,7 +66,7 @@ GRADIENT = Tolerance(
 )
 
 STEP_LOSS = Tolerance(
-    8,
+    4,
     "the norm of the residual, with the largest numbers that it is a sum or difference of",
     "a few roundings in each prediction; the rest is room for the order of summation, the root of as many as there are",
 )
@@ -79,7 +79,7 @@ STEP_GRADIENT = Tolerance(
 
 LEARNING_RATE = Tolerance(
     4,
-    "the largest learning rate of the run, as many times as steps came before in float64",
+    "the largest learning rate of the run, and in float64 a quarter of it more for each step before",
     "PyTorch goes from one rate to the next in float64, with a rounding or two each time, and optax has a formula; "
     "then both are rounded. Measured: at most 1 of the first step's, and 0.3 a step after that",
 )

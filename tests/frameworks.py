@@ -1,8 +1,10 @@
 """The same questions to both frameworks, with NumPy arrays in and out."""
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import torch
 import jaxp3.train
 import torchp3.train
 from p3 import FitResult, TrainingSpec
-from p3.backends import BackendName
+from p3.backends import BackendName, load
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -91,6 +93,19 @@ def forget_compiled() -> None:
     jax.clear_caches()
     torch.compiler.reset()
     torchp3.train.compiled_scan_steps.cache_clear()
+
+
+def with_and_without_marker(backend: BackendName, factor: float, compute: Callable[[], Any]) -> tuple[Any, Any]:
+    """What is computed with the rule as it is, and with its derivative multiplied, each compiled anew."""
+    operator = importlib.import_module(f"{load(backend).__name__}.operator")
+    derivative = operator.derivative
+    forget_compiled()
+    true = compute()
+    forget_compiled()
+    with mock.patch.object(operator, "derivative", lambda x: factor * derivative(x)):
+        marked = compute()
+    forget_compiled()
+    return true, marked
 
 
 def fitted_together(spec: TrainingSpec) -> list[FitResult]:

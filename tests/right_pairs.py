@@ -32,20 +32,6 @@ def normal(*shape: int) -> np.ndarray:
     return RANDOM.normal(size=shape)
 
 
-class Tutorial(torch.autograd.Function):
-    """As the tutorial has it: forward(ctx, x), and powers."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return 0.5 * (5 * x**3 - 3 * x)
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        (x,) = ctx.saved_tensors
-        return cotangent * 1.5 * (5 * x**2 - 1)
-
-
 class TorchExp(torch.autograd.Function):
     """Saves its output, as is right where that is what the derivative is made of."""
 

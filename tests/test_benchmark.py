@@ -26,14 +26,14 @@ def test_a_contender_that_takes_twice_as_long_is_found_to():
 
         return timed(work)
 
-    race = Race({"once": busy(1), "twice": busy(2)}, "once", 9, close_to([np.array(1.0)], 1e-9))
+    race = Race({"once": busy(1), "twice": busy(2)}, "once", 1, 9, close_to([np.array(1.0)], 1e-9))
     results = run(race, "planted", show=False)
     assert results["twice"].median / results["once"].median == pytest.approx(2, rel=0.2)
     assert all(len(result.seconds) == 9 for result in results.values())
 
 
 def test_a_wrong_answer_is_not_timed():
-    race = Race({"off": timed(lambda: [np.array(1.001)])}, "off", 1, close_to([np.array(1.0)], 1e-4))
+    race = Race({"off": timed(lambda: [np.array(1.001)])}, "off", 1, 1, close_to([np.array(1.0)], 1e-4))
     with pytest.raises(AssertionError, match="planted: off gives another answer"):
         run(race, "planted", show=False)
 
@@ -45,7 +45,7 @@ def test_the_operators_are_p3_and_its_derivative():
     for name in ("tutorial's operator", "torchp3, eager", "jaxp3, jitted", "jaxp3, jitted, cotangent donated", "C"):
         if name == "C" and "C" not in found:
             continue  # no compiler
-        taken, answer = found[name].run()
+        taken, answer = found[name]()
         assert taken > 0
         value, gradient = map(np.asarray, answer)
         np.testing.assert_allclose(value, P3(x), atol=1e-5)
@@ -85,7 +85,7 @@ def test_the_readme_says_what_the_benchmark_printed():
 @pytest.mark.slow
 def test_the_tutorials_script_is_the_tutorials():
     found = contenders.processes()
-    _, (b, d) = found["tutorial's script"].run()
+    _, (b, d) = found["tutorial's script"]()
     assert b == pytest.approx(-2.2085268, rel=1e-6)
     assert d == pytest.approx(0.2554861, rel=1e-6)
     assert TrainingSpec().steps == 2000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROBLEMS, fitted
-from frameworks import forget_compiled
+from frameworks import with_and_without_marker
 
 from p3 import DivergenceError, InputError, TrainingSpec, compare
 from p3.backends import load
@@ -106,22 +106,15 @@ def test_the_first_update_is_the_gradients(backend, jit):
     assert result.coefficients["d"] == pytest.approx(1 - 0.125 * 24 * residual, rel=1e-15)
 
 
-def test_the_hand_written_rule_is_what_fit_uses(backend, jit, monkeypatch):
+def test_the_hand_written_rule_is_what_fit_uses(backend, jit):
     # The gradients of c and d pass through the rule; those of a and b do not.
     spec = PROBLEMS["asymmetric"].replace({"steps": 1, "dtype": "float64", "jit": jit})
 
     def first_update():
-        forget_compiled()
         after = load(backend).fit(spec).coefficients
         return {name: after[name] - before for name, before in spec.start.model_dump().items()}
 
-    true = first_update()
-    operator = importlib.import_module(f"{load(backend).__name__}.operator")
-    derivative = operator.derivative
-    monkeypatch.setattr(operator, "derivative", lambda x: 4 * derivative(x))
-    marked = first_update()
-    monkeypatch.undo()
-    forget_compiled()
+    true, marked = with_and_without_marker(backend, 4, first_update)
     for name, factor in {"a": 1, "b": 1, "c": 4, "d": 4}.items():
         assert marked[name] == pytest.approx(factor * true[name], rel=1e-10), name
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import PROBLEMS
+from conftest import PROBLEMS, fitted
 from frameworks import loss_and_gradients
 
 from p3.data import make_points
@@ -63,3 +63,14 @@ def test_the_asymmetric_problem_keeps_all_gradients_away_from_zero():
             name: value - spec.optimizer.learning_rate * gradients[name] for name, value in coefficients.items()
         }
     assert len(signs) == 1
+
+
+@pytest.mark.parametrize("points", [2047, 2048, 2049, 5000, 100_000])
+def test_compiled_gradients_are_the_chain_rules_however_many_points_there_are(backend, points):
+    # Of a compiled step, whose sums are made in blocks in JAX, and by one thread or more in PyTorch.
+    spec = PROBLEMS["asymmetric"].replace({"steps": 1, "data": {"points": points}})
+    traces = fitted(backend, spec).traces
+    before = dict(zip("abcd", traces["coefficients"][0].tolist(), strict=True))
+    for name, terms in gradient_terms(before, make_points(spec)).items():
+        got = traces["gradients"][0]["abcd".index(name)]
+        assert abs(got - float(terms.sum())) <= GRADIENT.bound("float32", float(np.abs(terms).sum())), name

@@ -1,13 +1,12 @@
 """Many fits at once: each is the fit from its own start, the same in both frameworks, in bounded memory."""
 
-import importlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import PROBLEMS
-from frameworks import forget_compiled
+from frameworks import with_and_without_marker
 from test_cli import QUICK, SCRIPTS, refused, run
 from test_optimizers import RULES, SCHEDULES, SOME_COMPILED
 
@@ -72,22 +71,13 @@ def test_chunks_are_as_good_as_one(backend, count, monkeypatch):
         assert {done for done, _ in seen} >= {3, 6, 7}
 
 
-def test_the_hand_written_rule_is_what_many_fits_use(backend, jit, monkeypatch):
+def test_the_hand_written_rule_is_what_many_fits_use(backend, jit):
     # The gradients of c and d pass through the rule; those of a and b do not.
     spec = FEW.replace({"steps": 1, "jit": jit})
     starts = random_starts(spec, 3, 0.1)
-
-    def first_updates():
-        forget_compiled()
-        return load(backend).fit_starts(spec, starts).coefficients - starts
-
-    true = first_updates()
-    operator = importlib.import_module(f"{load(backend).__name__}.operator")
-    derivative = operator.derivative
-    monkeypatch.setattr(operator, "derivative", lambda x: 4 * derivative(x))
-    marked = first_updates()
-    monkeypatch.undo()
-    forget_compiled()
+    true, marked = with_and_without_marker(
+        backend, 4, lambda: load(backend).fit_starts(spec, starts).coefficients - starts
+    )
     np.testing.assert_allclose(marked, true * [1, 1, 4, 4], rtol=1e-9)
 
 
