@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import tutorial
 from torch.nn import functional
 
 import jaxp3
