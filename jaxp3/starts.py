@@ -51,7 +51,7 @@ def fit_starts(
     device = find_device(spec.device)
     with jax.enable_x64(spec.dtype == "float64"), jax.default_device(device):
         x, y = place(spec)
-        first = begin(starts[: chunk_size(spec, len(starts))])
+        first = begin(np.resize(starts, (chunk_size(spec, len(starts)), 4)))
         piece, compiled, compile_seconds = make_piece(spec, first, x, y)
         clock = perf_counter()
         coefficients, losses = train_starts(spec, piece, begin, end, starts, learning_rates(spec), progress)

@@ -1,11 +1,10 @@
 """The training loop: gradient descent on the model's coefficients, compiled or eager."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
 from time import perf_counter
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from p3.spec import TrainingSpec
 from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, piece_lengths, train
 
 Carry = tuple[Coefficients, State]
+Step = Callable[[Carry, Array, Array, dict[str, Array]], tuple[Carry, dict[str, Array]]]
 
 BLOCK = 2048  # points that are summed in one go: of more, the roundings of float32 add up to more than an epsilon
 
@@ -93,23 +93,28 @@ def step(
     x: Float[Array, "points"],
     y: Float[Array, "points"],
     told: dict[str, Array],
-) -> tuple[Carry, dict[str, Any]]:
+) -> tuple[Carry, dict[str, Array]]:
     """One step: the coefficients and the optimizer's state after it, and what is recorded of it, number by number."""
     coefficients, state = carry
     differentiate = losses_and_gradients if coefficients["a"].ndim else loss_and_gradients
     value, gradients = differentiate(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
-    record = {"losses": value} | ({"gradients": gradients, "coefficients": updated} if spec.trace else {})
+    record = {"losses": value}
+    if spec.trace:
+        record |= {f"gradient {name}": gradients[name] for name in "abcd"}
+        record |= {f"coefficient {name}": updated[name] for name in "abcd"}
     return (updated, state), record
 
 
 def arrange(
-    coefficients: Coefficients, steps: Mapping[str, Array], recorded: dict[str, Any]
+    coefficients: Coefficients, steps: Mapping[str, Array], recorded: dict[str, Array]
 ) -> dict[str, Float[Array, "steps *coefficients"]]:
     """The record of some steps, from the coefficients before the first and what each step recorded."""
-    if "gradients" not in recorded:
+    if "gradient a" not in recorded:
         return recorded
-    gradients, after = (jnp.stack(list(recorded[name].values()), axis=1) for name in ("gradients", "coefficients"))
+    gradients, after = (
+        jnp.stack([recorded[f"{what} {name}"] for name in "abcd"], axis=1) for what in ("gradient", "coefficient")
+    )
     before = jnp.concatenate([jnp.stack(list(coefficients.values()))[None], after])[:-1]
     return {
         "losses": recorded["losses"],
@@ -121,15 +126,11 @@ def arrange(
 
 
 def scan_steps(
-    spec: TrainingSpec,
-    carry: Carry,
-    x: Float[Array, "points"],
-    y: Float[Array, "points"],
-    steps: dict[str, Array],
+    step: Step, carry: Carry, x: Float[Array, "points"], y: Float[Array, "points"], steps: dict[str, Array]
 ) -> tuple[Carry, dict[str, Array]]:
     """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
     after, recorded = jax.lax.scan(
-        lambda carry, told: step(spec, carry, x, y, told),
+        lambda carry, told: step(carry, x, y, told),
         carry,
         steps,
         unroll=4,  # a third faster than 1 with traces; more gains nothing
@@ -145,7 +146,7 @@ def compile_piece(
         warnings.warn(f"{EAGERLY}: jax_disable_jit is set", RuntimeWarning, stacklevel=4)
         return None
     compiled = {
-        length: jax.jit(partial(scan_steps, spec))
+        length: jax.jit(partial(scan_steps, partial(step, spec)))
         .lower(carry, x, y, blank_steps(spec, length))
         .compile(COMPILER_OPTIONS)
         for length in piece_lengths(spec)
@@ -167,7 +168,8 @@ def eager_piece(
     for row in range(len(steps["count"])):
         carry, record = step(spec, carry, x, y, {name: values[row] for name, values in told.items()})
         records.append(record)
-    record = arrange(before, told, jax.tree.map(lambda *each: jnp.stack(each), *records))
+    recorded = {name: jnp.stack([each[name] for each in records]) for name in record}
+    record = arrange(before, told, recorded)
     return jax.block_until_ready(carry), {name: np.asarray(values) for name, values in record.items()}
 
 

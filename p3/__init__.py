@@ -1,9 +1,9 @@
-"""What both frameworks share: the specification, the points, closed forms, results and their comparison."""
+"""
+What both frameworks share: the specification, the points, closed forms, results and their comparison.
 
-from p3 import parity
-from p3.comparison import Comparison, compare
-from p3.errors import DivergenceError, InputError
-from p3.result import FitResult
-from p3.spec import TrainingSpec
+The names load on first use, so that a fit loads nothing of what compares or checks.
+"""
 
-__all__ = ["Comparison", "DivergenceError", "FitResult", "InputError", "TrainingSpec", "compare", "parity"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

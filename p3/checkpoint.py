@@ -83,7 +83,8 @@ class Checkpoint:
         """Save a piece that began with step `first`. Raises `OSError`."""
         arrays = {"coefficients": np.array(list(coefficients.values()), spec.dtype)}
         arrays |= {f"state.{name}": np.array(list(values.values()), spec.dtype) for name, values in state.items()}
-        arrays |= {f"record.{name}": np.asarray(values, spec.dtype) for name, values in record.items()}
+        # safetensors writes what lies in memory, whatever the strides.
+        arrays |= {f"record.{name}": np.ascontiguousarray(values, spec.dtype) for name, values in record.items()}
         about = {
             "format": FORMAT,
             "first": str(first),

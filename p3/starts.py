@@ -17,7 +17,7 @@ from p3.training import Carry, Piece, piece_of
 StartsProgress = Callable[[float, float], None]
 
 # So many numbers has an array of starts by points at most: memory stays bounded however many the starts are, and near
-# the processor. Of the tutorial's 2000 points, it is 524 starts at once.
+# the processor. Of the tutorial's 2000 points, it is 512 starts at once.
 CHUNK = 2**20
 
 # By so much of the variance of y a fit may explain less than the best one, and have come to the same minimum: the
@@ -96,9 +96,9 @@ def random_starts(spec: TrainingSpec, count: int, spread: float = 1.0) -> Float6
 
 
 def chunk_size(spec: TrainingSpec, count: int) -> int:
-    """How many starts are fitted at a time: the chunks are as few as may be, and equal but for the last."""
-    chunks = -(-count * len(make_points(spec).x) // CHUNK)
-    return -(-count // min(chunks, count))
+    """How many starts are fitted at a time: a power of two, so that few programs do for all counts."""
+    most = max(1, CHUNK // len(make_points(spec).x))
+    return min(1 << (count - 1).bit_length(), 1 << (most.bit_length() - 1))
 
 
 def train_starts(
@@ -119,7 +119,7 @@ def train_starts(
     coefficients, losses = np.empty_like(starts), np.empty(len(starts))
     for first in range(0, len(starts), size):
         chunk = starts[first : first + size]
-        carry = begin(np.resize(chunk, (size, 4)))  # the last chunk is filled up, so that one program will do
+        carry = begin(np.resize(chunk, (size, 4)))  # the last chunk is filled up with the first of them
         finite = np.ones(size, bool)
         for step in range(0, spec.steps, spec.log_every):
             length = min(spec.log_every, spec.steps - step)

@@ -1,5 +1,6 @@
 """What the tests share: the two problems, and fits made once."""
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from p3.backends import BACKENDS, BackendName, load
 
 COMPARISONS = Path(__file__).parent.parent / "comparisons"
 PROBLEMS = {name: TrainingSpec.from_toml(COMPARISONS / f"{name}.toml") for name in ("tutorial", "asymmetric")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What PyTorch compiles is compiled by these tests, and shared by all the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        yield
 
 
 @cache

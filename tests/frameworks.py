@@ -92,7 +92,6 @@ def forget_compiled() -> None:
     """Drop every compiled program, so that the next one is traced anew."""
     jax.clear_caches()
     torch.compiler.reset()
-    torchp3.train.compiled_scan_steps.cache_clear()
 
 
 def with_and_without_marker(backend: BackendName, factor: float, compute: Callable[[], Any]) -> tuple[Any, Any]:

@@ -57,6 +57,15 @@ def assert_same(result, expected):
     assert result.traces.keys() == expected.traces.keys()
 
 
+def test_what_is_recorded_may_be_a_column_of_something_larger(tmp_path):
+    table = np.arange(20.0).reshape(5, 4)
+    spec = PROBLEMS["asymmetric"].replace({"steps": 5, "dtype": "float64"})
+    coefficients = spec.start.model_dump()
+    Checkpoint(tmp_path).write(spec, 0, coefficients, {}, {"losses": table[:, 1]})
+    saved = Checkpoint(tmp_path, resume=True).read(spec)
+    assert saved.record["losses"].tolist() == table[:, 1].tolist()
+
+
 @pytest.mark.parametrize("pieces", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_run_crosses_over_at_every_piece(whole, pieces, tmp_path):
     spec, directory, expected = whole

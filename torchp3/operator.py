@@ -1,5 +1,6 @@
 """P3(x) = (5x³ − 3x)/2 as a `torch.autograd.Function` with its own derivative rules."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def array(x: Any) -> Inexact[Tensor, "*shape"]:
 
 def widen(x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
     """Half precision as float32, any other as it is: the precision to compute in, before one rounding."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class LegendrePolynomial3(torch.autograd.Function):
@@ -95,6 +96,10 @@ class LegendrePolynomial3(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None], x: Inexact[Tensor, "*shape"]) -> tuple[Tensor, int | None]:
         """A batch is one larger array, as for any elementwise function."""
         return LegendrePolynomial3.apply(x), in_dims[0]
+
+
+# Kept, since PyTorch asks for it at each call, which takes longer to make than P3 of 2000 numbers.
+LegendrePolynomial3.forward.__signature__ = inspect.signature(LegendrePolynomial3.forward)  # type: ignore[attr-defined]
 
 
 def apply(x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:

@@ -42,9 +42,10 @@ def update(
     updated = [coefficient.clone() for coefficient in coefficients.values()]
     remembered = {name: [value.clone() for value in values.values()] for name, values in state.items()}
     clipped = clip(optimizer, list(gradients.values()))
-    counts = [count.clone() for _ in updated]
-    common = {"lr": learning_rate, "weight_decay": optimizer.weight_decay, "maximize": False, "foreach": False}
-    capturable = torch.compiler.is_compiling()  # that the count is a tensor, and no number
+    counts = [] if isinstance(optimizer, optimizers.Sgd) else [count.clone() for _ in updated]
+    capturable = torch.compiler.is_compiling()  # that the count and the learning rate are tensors, and no numbers
+    rate = learning_rate if capturable else learning_rate.item()
+    common = {"lr": rate, "weight_decay": optimizer.weight_decay, "maximize": False, "foreach": False}
     match optimizer:
         case optimizers.Sgd():
             momenta = remembered.get("momentum", [None] * len(updated))

@@ -39,7 +39,7 @@ def fit_starts(
     spec = spec.replace({"trace": False})
 
     def begin(chunk: Float64[np.ndarray, "chunk 4"]) -> Carry:
-        columns = chunk.T.copy()  # of one number apart, even if it is the only one: the scan compares strides
+        columns = chunk.T.copy()  # the scan compares strides, even of a single number
         coefficients = place_coefficients(spec, dict(zip("abcd", columns, strict=True)))
         return coefficients, initial_state(spec.optimizer, coefficients)
 
@@ -49,7 +49,7 @@ def fit_starts(
     device = find_device(spec.device)
     with torch.inference_mode(False), torch.enable_grad():
         x, y = place(spec)
-        first = begin(starts[: chunk_size(spec, len(starts))])
+        first = begin(np.resize(starts, (chunk_size(spec, len(starts)), 4)))
         piece, compiled, compile_seconds = make_piece(spec, first, x, y)
         clock = perf_counter()
         coefficients, losses = train_starts(spec, piece, begin, end, starts, learning_rates(spec), progress)

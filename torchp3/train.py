@@ -1,11 +1,13 @@
 """The training loop: gradient descent on the model's coefficients, compiled or eager."""
 
+import os
 import warnings
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +24,17 @@ from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, pi
 from torchp3.device import describe_device, find_device
 from torchp3.model import Coefficients, loss
 from torchp3.optimizer import State, initial_state, update
+from torchp3.program import CompilerError, Program, any_sizes, compile_program, directory, fingerprint, load, trace
 from torchp3.schedule import learning_rates
 
 Carry = tuple[Coefficients, State]
+Step = Callable[[Carry, Tensor, Tensor, dict[str, Tensor]], tuple[Carry, dict[str, Tensor]]]
 
 
 def loss_and_gradients(
     coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
 ) -> tuple[Float[Tensor, ""], Coefficients]:
-    """The loss, and its gradient with respect to each coefficient; eagerly by autograd, which costs a third less."""
-    if torch.compiler.is_compiling():
-        gradients, value = torch.func.grad_and_value(loss)(coefficients, x, y)
-        return value, gradients
+    """The loss, and its gradient with respect to each coefficient."""
     leaves = {name: coefficient.detach().requires_grad_() for name, coefficient in coefficients.items()}
     value = loss(leaves, x, y)
     return value.detach(), dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
@@ -60,27 +61,32 @@ def step(
     x: Float[Tensor, "points"],
     y: Float[Tensor, "points"],
     told: dict[str, Tensor],
-) -> tuple[Carry, dict[str, Any]]:
+) -> tuple[Carry, dict[str, Tensor]]:
     """One step: the coefficients and the optimizer's state after it, and what is recorded of it, number by number."""
     coefficients, state = carry
     differentiate = losses_and_gradients if coefficients["a"].ndim else loss_and_gradients
     value, gradients = differentiate(coefficients, *seen(x, y, told))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
-    record = {"losses": value} | ({"gradients": gradients, "coefficients": updated} if spec.trace else {})
+    record = {"losses": value}
+    if spec.trace:
+        record |= {f"gradient {name}": gradients[name] for name in "abcd"}
+        record |= {f"coefficient {name}": updated[name] for name in "abcd"}
     return (updated, state), record
 
 
 def arrange(
-    coefficients: Coefficients, steps: dict[str, Tensor], recorded: dict[str, Any]
+    coefficients: Coefficients, steps: dict[str, Tensor], recorded: dict[str, Tensor]
 ) -> dict[str, Float[Tensor, "steps *coefficients"]]:
     """
     The record of some steps, from the coefficients before the first and what each step recorded.
 
     After the loop, which takes half as long again where it makes three vectors of these numbers itself.
     """
-    if "gradients" not in recorded:
+    if "gradient a" not in recorded:
         return recorded
-    gradients, after = (torch.stack(list(recorded[name].values()), dim=1) for name in ("gradients", "coefficients"))
+    gradients, after = (
+        torch.stack([recorded[f"{what} {name}"] for name in "abcd"], dim=1) for what in ("gradient", "coefficient")
+    )
     before = torch.cat([torch.stack(list(coefficients.values()))[None], after])[:-1]
     return {
         "losses": recorded["losses"],
@@ -92,79 +98,84 @@ def arrange(
 
 
 def scan_steps(
-    spec: TrainingSpec,
-    carry: Carry,
-    x: Float[Tensor, "points"],
-    y: Float[Tensor, "points"],
-    steps: dict[str, Tensor],
+    step: Step, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"], steps: dict[str, Tensor]
 ) -> tuple[Carry, dict[str, Tensor]]:
     """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
 
     def body(carry, told):  # type: ignore[no-untyped-def]  # Dynamo cannot trace annotations of generic types
-        carry, record = step(spec, carry, x, y, told)
-        return carry, tree_map(torch.clone, record)  # scan refuses what may be a view
+        # scan refuses what may be a view.
+        return tree_map(torch.clone, step(carry, x, y, told))
 
     after, recorded = scan(body, carry, steps)
     return after, arrange(carry[0], steps, recorded)
 
 
-@cache
-def compiled_scan_steps(spec: TrainingSpec, threads: int) -> Any:
-    """
-    The same, compiled once a process for all numbers of points and steps; of the specification only what a step needs.
+class Loop(torch.nn.Module):
+    """`scan_steps` as a module, which is what `torch.export` takes."""
 
-    The C++ wrapper keeps Python out of the loop, which halves its time. No array of the points is kept between the
-    sums: to allocate one takes longer than to compute it twice. Made on the first call, since `torch.compile`
-    imports the compiler.
+    def __init__(self, step: Step) -> None:
+        """Of this step."""
+        super().__init__()
+        self.step = step
+
+    def forward(
+        self, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"], steps: dict[str, Tensor]
+    ) -> tuple[Carry, dict[str, Tensor]]:
+        """The steps."""
+        return scan_steps(self.step, carry, x, y, steps)
+
+
+def compile_loop(
+    spec: TrainingSpec, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"], length: int
+) -> Program:
     """
+    The loop of so many steps as one program, of which 1 step is another than any more; compiled if it never was.
+
+    No array of the points is kept between the sums: to allocate one takes longer than to compute it twice. Two threads
+    that wait for each other at each step take longer than one, and far longer where they share a core.
+    """
+    numbers = carry[0]["a"].numel() * (spec.batch_size or len(x))
     whole = 1000  # more operations, and more readers, than any expression here has
-    return torch.compile(
-        partial(scan_steps, spec),
-        fullgraph=True,
-        dynamic=True,
-        recompile_limit=32,  # each dtype and device, one step or more, points as many as steps or not
-        options={
-            "cpp_wrapper": True,
-            "cpp.threads": threads,
-            "realize_opcount_threshold": whole,
-            "realize_reads_threshold": whole,
-            "realize_acc_reads_threshold": whole,
-        },
-    )
+    options = {
+        "cpp.threads": 1 if numbers < 2**14 else torch.get_num_threads(),
+        "realize_opcount_threshold": whole,
+        "realize_reads_threshold": whole,
+        "realize_acc_reads_threshold": whole,
+    }
+    steps = {name: torch.as_tensor(values, device=x.device) for name, values in blank_steps(spec, length).items()}
+    one = carry, x, y, {name: values[0] for name, values in steps.items()}
+    make_step = partial(step, spec)
+    about = length, carry[0]["a"].shape, options, Path(__file__).read_text(encoding="utf-8")
+    path = directory() / f"{fingerprint(make_step, one, about)}.pt2"
+    with suppress(RuntimeError):  # there is none, or it is not whole
+        return load(path)
+    # scan has outputs of any length, but not of any width: a program is for so many fits.
+    sizes = tree_map(lambda values: None, carry), *tree_map(any_sizes, (x, y, steps))
+    compile_program(Loop(trace(make_step, one)), (carry, x, y, steps), sizes, options, path)
+    return load(path)
 
 
 def compile_piece(
     spec: TrainingSpec, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
 ) -> Piece[Carry] | None:
     """The loop of a piece as one compiled program, or None, and a warning, where PyTorch cannot compile."""
-    import torch._dynamo  # the compiler, which takes a second to load
-    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
-
-    if torch._dynamo.config.disable:
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=4)
         return None
-    # Two threads that wait for each other at each step take longer than one, and far longer where they share a core.
-    numbers = carry[0]["a"].numel() * (spec.batch_size or len(x))
-    threads = 1 if numbers < 2**14 else torch.get_num_threads()
-    compiled = compiled_scan_steps(TrainingSpec(optimizer=spec.optimizer, trace=spec.trace), threads)
+    try:
+        loops = {
+            length: compile_loop(spec, carry, x, y, length)
+            for length in {min(length, 2) for length in piece_lengths(spec)}
+        }
+    except CompilerError as error:
+        warnings.warn(f"{EAGERLY}: {error}", RuntimeWarning, stacklevel=4)
+        return None
 
     def piece(carry: Carry, steps: Steps) -> tuple[Carry, Record]:
         told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
-        # Dynamic shapes would make inputs of Python's floats too, and round them to float32 on the way into the scan.
-        with torch._dynamo.config.patch(specialize_float=True):
-            carry, record = compiled(carry, x, y, told)
+        carry, record = loops[min(len(steps["count"]), 2)](carry, x, y, told)
         return carry, {name: values.cpu().numpy() for name, values in record.items()}
 
-    try:
-        # torch.compile compiles when it is first called: one program for a single step, and one for any more.
-        for length in {min(length, 2) for length in piece_lengths(spec)}:
-            piece(carry, blank_steps(spec, length))
-    except InductorError as error:
-        if not isinstance(error.inner_exception, (InvalidCxxCompiler, CppCompileError)):
-            raise
-        reason = str(error.inner_exception).partition("\n")[0]
-        warnings.warn(f"{EAGERLY}: {reason}", RuntimeWarning, stacklevel=4)
-        return None
     return piece
 
 
@@ -174,10 +185,11 @@ def eager_piece(
     """The same loop in Python, one operation at a time."""
     told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
     before, records = carry[0], []
-    for row in range(len(steps["count"])):
-        carry, record = step(spec, carry, x, y, {name: values[row] for name, values in told.items()})
-        records.append(record)
-    record = arrange(before, told, tree_map(lambda *each: torch.stack(each), *records))
+    for of_step in zip(*told.values(), strict=True):
+        carry, record = step(spec, carry, x, y, dict(zip(told, of_step, strict=True)))
+        records.append(torch.stack(list(record.values())))  # many small objects would keep the garbage collector busy
+    recorded = dict(zip(record, torch.stack(records).unbind(1), strict=True))
+    record = arrange(before, told, recorded)
     return carry, {name: values.cpu().numpy() for name, values in record.items()}
 
 

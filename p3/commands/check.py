@@ -1,0 +1,112 @@
+"""`p3 check`: say whether a port of an operator is right."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from p3 import parity
+from p3.backends import BACKENDS, BackendName, load
+from p3.commands import EXIT_CODES
+from p3.commands.files import reportable
+from p3.parity.inputs import load_function, parse_input, parse_keyword
+
+
+def check_command() -> click.Command:
+    """`p3 check`."""
+    return click.Command(
+        "check",
+        callback=check_callback,
+        params=[
+            click.Argument(["reference"]),
+            click.Argument(["port"]),
+            click.Option(
+                ["--input", "inputs"],
+                multiple=True,
+                required=True,
+                metavar="EXPRESSION",
+                help='Once for each argument, such as "linspace(-3, 3, 1001)"; or x.npy, or x.npz:name.',
+            ),
+            click.Option(
+                ["--frameworks"],
+                type=(click.Choice(list(BACKENDS)), click.Choice(list(BACKENDS))),
+                default=("torch", "jax"),
+                show_default=True,
+                help="Of REFERENCE and of PORT.",
+            ),
+            click.Option(["--keyword", "keywords"], multiple=True, metavar="NAME=VALUE", help="Given to both always."),
+            click.Option(["--closed-form"], metavar="MODULE:FUNCTION", help="The true function, in NumPy."),
+            click.Option(["--surrogate"], is_flag=True, help="The rule is on purpose not the derivative."),
+            click.Option(
+                ["--point", "points"], type=float, multiple=True, help="A kink, or another point to check at."
+            ),
+            click.Option(
+                ["--dtype", "dtypes"],
+                type=click.Choice(parity.DTYPES),
+                multiple=True,
+                default=parity.DTYPES,
+                help="Types to check in; all where none is named.",
+            ),
+            click.Option(
+                ["--only"], type=click.Choice(list(parity.CHECKS)), multiple=True, help="Checks to make, and no other."
+            ),
+            click.Option(["--compiled/--no-compiled"], default=True, help="Compiled modes, which take seconds."),
+            click.Option(["--seed"], type=click.IntRange(0), default=0, help="Of cotangents, tangents and directions."),
+            click.Option(["--report"], metavar="FILE", callback=reportable, help="Save a report; .html or .json."),
+        ],
+        short_help="Check a port of an operator from one framework to the other.",
+        help=f"""
+Say whether PORT does what REFERENCE does, derivatives and all, how that is known, and whether these inputs could have
+shown a fault.
+
+REFERENCE and PORT are functions, as in my_ops:softplus or my_ops.py:softplus; the first in PyTorch and the second in
+JAX, unless --frameworks says otherwise. Each check passes, fails, is refused by a side that raises, or does not apply.
+{EXIT_CODES}""",
+    )
+
+
+def check_callback(
+    reference: str,
+    port: str,
+    inputs: tuple[str, ...],
+    frameworks: tuple[BackendName, BackendName],
+    keywords: tuple[str, ...],
+    closed_form: str | None,
+    report: Path | None,
+    **options: Any,
+) -> int:
+    """Check, and show."""
+    arrays = tuple(parse_input(text) for text in inputs)
+    static = dict(parse_keyword(text) for text in keywords)
+    sides = [
+        load(framework).as_operator(load_function(name), **static)
+        for framework, name in zip(frameworks, (reference, port), strict=True)
+    ]
+    if closed_form is not None:
+        options["closed_form"] = load_function(closed_form)
+    with check_progress() as progress:
+        result = parity.check(sides[0], sides[1], arrays, progress=progress, **options)
+    console = Console()
+    console.print(result) if console.is_terminal else click.echo(result)
+    if report is not None:
+        if report.suffix == ".json":
+            report.write_text(result.to_json() + "\n", encoding="utf-8")
+        else:
+            from p3.parity.page import write_page  # matplotlib and Jinja, which only a page needs
+
+            write_page(result, report)
+    return 0 if result.ok else 1
+
+
+@contextmanager
+def check_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal's standard error, and nothing in a pipe."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
