@@ -4,14 +4,16 @@ What a fit and the operator cost, against everything that one would run instead,
 `python comparisons/benchmark.py --readme README.md` runs every race, and writes benchmark.json and benchmark.png beside
 itself, and the README's table. Every contender must give the same answer before it is timed. Then all of a race take
 turns, so that what else the machine does falls on all alike: a ratio of medians holds where seconds do not. The first
-turn compiles, and is told apart.
+turn compiles, and is told apart. Each race has a process of its own, so that none depends on what ran before it.
 """
 
 import json
 import os
 import platform
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -31,6 +33,18 @@ from p3.exact import P3
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- benchmark: written by comparisons/benchmark.py -->", "<!-- end of benchmark -->"
+
+
+SIZES = (100, 10**4, 10**6, 10**7, 10**8)
+LONG = ("torchp3", "torchp3, no traces", "jaxp3", "jaxp3, no traces", "C")
+
+# The C library gives large arrays back at once, and each new page costs as much as what is computed in it. Told to keep
+# them it uses them again, as a training loop with a caching allocator does.
+KEPT = "memory kept"
+KEEP = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+
+# Operators whose peak of memory is measured.
+MEASURED = ("tutorial's operator", "plain autograd", "torchp3, eager", "torchp3, compiled", "jaxp3, jitted")
 
 
 class Race(NamedTuple):
@@ -89,24 +103,27 @@ def close_to(expected: Any, relative: float) -> Callable[[Any], None]:
 
     def check(answer: Any) -> None:
         for got, right in zip(answer, expected, strict=True):
-            np.testing.assert_allclose(np.asarray(got), right, rtol=0, atol=relative * np.abs(right).max())
+            array = got.float() if isinstance(got, torch.Tensor) else got  # NumPy has no bfloat16
+            np.testing.assert_allclose(np.asarray(array, float), right, rtol=0, atol=relative * np.abs(right).max())
 
     return check
 
 
-def fit_race(points: int, steps: int, turns: int) -> Race:
-    """One fit, the loop alone."""
+def fit_race(points: int, steps: int, turns: int, only: tuple[str, ...] = ()) -> Race:
+    """One fit, the loop alone; of all contenders, or of some."""
     found = contenders.fits(points, steps)
-    _, expected = found["torchp3, eager"]()
+    found = {name: found[name] for name in only or found if name in found}
+    _, expected = found["NumPy" if "NumPy" in found else "jaxp3"]()
     check = close_to([np.array(expected)], 1e-4)
     return Race(found, "C" if "C" in found else "NumPy", points * steps, turns, lambda answer: check([answer]))
 
 
-def operator_race(points: int, turns: int) -> Race:
+def operator_race(points: int, turns: int, dtype: str = "float32") -> Race:
     """The operator, forward and backward."""
     x, cotangent = (np.linspace(low, high, points, dtype=np.float32).astype(float) for low, high in ((-2, 2), (1, 2)))
     expected = P3(x), cotangent * P3.deriv()(x)
-    return Race(contenders.operators(points), "2.5 copies", points, turns, close_to(expected, 1e-6))
+    found = contenders.operators(points, dtype)
+    return Race(found, "2.5 copies", points, turns, close_to(expected, {"float32": 1e-6, "bfloat16": 5e-2}[dtype]))
 
 
 def starts_race(starts: int, alone: int, steps: int, turns: int) -> Race:
@@ -128,30 +145,61 @@ def races(small: bool) -> dict[str, Callable[[], Race]]:
     if small:
         return {
             "fit, 100 points": lambda: fit_race(100, 20, 3),
+            "steps, 40": lambda: fit_race(100, 40, 3, LONG),
             "operator, 1000 points": lambda: operator_race(1000, 3),
+            f"operator, 1000 points, {KEPT}": lambda: operator_race(1000, 3),
+            "bfloat16, 1000 points": lambda: operator_race(1000, 3, "bfloat16"),
             "starts, 8": lambda: starts_race(8, 2, 20, 2),
         }
     return {
         **{
-            f"fit, {n} points": lambda n=n: fit_race(n, 2000, 15 if n <= 2000 else 3) for n in (100, 2000, 10**4, 10**5)
+            f"fit, {n} points": lambda n=n: fit_race(n, 2000 if n <= 10**4 else 200, 15 if n <= 2000 else 3)
+            for n in (100, 2000, 10**4, 10**5, 10**6)
         },
-        **{f"operator, {n} points": lambda n=n: operator_race(n, 15 if n <= 10**6 else 7) for n in (100, 10**4, 10**6)},
-        **{f"operator, {n} points": lambda n=n: operator_race(n, 7) for n in (10**7, 10**8)},
+        **{f"steps, {n}": lambda n=n: fit_race(2000, n, 3, LONG) for n in (2000, 10**4, 10**5, 10**6)},
+        **{f"operator, {n} points": lambda n=n: operator_race(n, 15 if n <= 10**6 else 7) for n in SIZES},
+        f"operator, {10**7} points, {KEPT}": lambda: operator_race(10**7, 7),
+        **{f"bfloat16, {n} points": lambda n=n: operator_race(n, 7, "bfloat16") for n in (10**6, 10**7)},
         "starts, 10000": lambda: starts_race(10_000, 20, 2000, 3),
         "process": lambda: process_race(5),
     }
 
 
-def table(results: Mapping[str, Result], limit: str) -> Table:
+def apart(function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
+    """What a function of this file gives, in a process of its own."""
+    before = dict(os.environ)
+    os.environ.update(environment or {})
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def run_by_name(small: bool, name: str) -> dict[str, Any]:
+    """A race, for JSON."""
+    race = races(small)[name]()
+    results = run(race, name, show=Console(stderr=True).is_terminal)
+    return {
+        "limit": race.limit,
+        "size": race.size,
+        "first": {title: result.first for title, result in results.items()},
+        "seconds": {title: result.seconds for title, result in results.items()},
+    }
+
+
+def table(race: Mapping[str, Any]) -> Table:
     """For people."""
+    limit = race["limit"]
     made = Table("", "median", "quartiles", f"× {limit}", "first turn")
     for column in made.columns[1:]:
         column.justify = "right"
-    for title, result in results.items():
-        low, high = np.quantile(result.seconds, (0.25, 0.75))
-        ratio = result.median / results[limit].median
+    for title, taken in race["seconds"].items():
+        low, median, high = np.quantile(taken, (0.25, 0.5, 0.75))
+        ratio = median / np.median(race["seconds"][limit])
         made.add_row(
-            title, seconds(result.median), f"{seconds(low)} to {seconds(high)}", f"{ratio:.3g}", seconds(result.first)
+            title, seconds(median), f"{seconds(low)} to {seconds(high)}", f"{ratio:.3g}", seconds(race["first"][title])
         )
     return made
 
@@ -165,25 +213,30 @@ def seconds(value: float) -> str:
 
 
 def draw(made: Mapping[str, Any]) -> Figure:
-    """Cost against points, of the fit's step and of the operator."""
-    figure = Figure(figsize=(14, 6), layout="constrained")
-    panels = {"fit": "a step of the fit, ns a point", "operator": "operator, forward and backward, ns a point"}
-    for axes, (kind, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    """Cost against points, of the fit's step and of the operator, and against steps."""
+    figure = Figure(figsize=(20, 6), layout="constrained")
+    panels = {
+        "fit": ("a step of the fit, ns a point", "points"),
+        "steps": ("a step of the fit of 2000 points, ns a point", "steps"),
+        "operator": ("operator, forward and backward, ns a point", "points"),
+    }
+    for axes, (kind, (title, label)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         lines: dict[str, list[tuple[int, float]]] = {}
         for name, race in made["races"].items():
-            if not name.startswith(f"{kind}, "):
+            if not name.startswith(f"{kind}, ") or name.endswith(KEPT):
                 continue
-            points = int(name.split()[1])
-            for contender, times in race["seconds"].items():
-                lines.setdefault(contender, []).append((points, 1e9 * float(np.median(times)) / race["size"]))
+            along = int(name.split()[1])
+            for contender, taken in race["seconds"].items():
+                lines.setdefault(contender, []).append((along, 1e9 * float(np.median(taken)) / race["size"]))
         for number, (contender, line) in enumerate(lines.items()):
             ours = contender.startswith(("torchp3", "jaxp3"))
             axes.loglog(
                 *zip(*line, strict=True), "-" if ours else "--", marker="osv^Dx+*<>"[number % 10], label=contender
             )
-        axes.set(xlabel="points", title=title)
+        axes.set(xlabel=label, title=title)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if lines:
+            axes.legend(fontsize="small")
     return figure
 
 
@@ -192,6 +245,9 @@ README_RACES = {
     "process": "The same from the command to the printed result",
     "operator, 1000000 points": "The operator and its vjp, 10⁶ points in float32",
     "operator, 10000000 points": "The same of 10⁷ points",
+    "operator, 10000000 points, memory kept": "The same, with memory that is kept",
+    "bfloat16, 10000000 points": "10⁷ points in bfloat16",
+    "steps, 1000000": "A million steps of the tutorial's fit",
     "starts, 10000": "10,000 fits of 2000 steps, a fit",
 }
 
@@ -209,7 +265,12 @@ def readme_part(made: Mapping[str, Any]) -> str:
             median = float(np.median(times))
             lines.append(f"| {contender} | {seconds(median)} | {median / base:.3g} |")
         lines.append("")
-    return "\n".join([BEGIN, *lines, END])
+    lines += [
+        "| Peak memory of the operator and its vjp, 10⁷ points | arrays beside x and the cotangent |",
+        "| --- | ---: |",
+    ]
+    lines += [f"| {contender} | {arrays:.3g} |" for contender, arrays in made["memory"].items()]
+    return "\n".join([BEGIN, *lines, "", END])
 
 
 def machine() -> str:
@@ -237,20 +298,21 @@ def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, readme: P
         "torch": torch.__version__,
         "jax": jax.__version__,
         "races": {},
+        "memory": {},
     }
-    for name, make in races(small).items():
+    for name in races(small):
         if only and not name.startswith(only):
             continue
-        race = make()
-        results = run(race, name, show=Console(stderr=True).is_terminal)
+        race = apart(run_by_name, small, name, environment=KEEP if name.endswith(KEPT) else None)
         console.print(f"\n{name}")
-        console.print(table(results, race.limit))
-        made["races"][name] = {
-            "limit": race.limit,
-            "size": race.size,
-            "first": {title: result.first for title, result in results.items()},
-            "seconds": {title: result.seconds for title, result in results.items()},
-        }
+        console.print(table(race))
+        made["races"][name] = race
+    if not only or "memory".startswith(only):
+        points = 10**6 if small else 10**7
+        made["memory"] = {name: apart(contenders.peak_memory, name, points) for name in MEASURED}
+        console.print(f"\npeak memory, {points} points, in arrays beside x and the cotangent")
+        for name, arrays in made["memory"].items():
+            console.print(f"{name}: {arrays:.3g}")
     output.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     draw(made).savefig(plot)
     if readme is not None:

@@ -75,7 +75,7 @@ def address(array: np.ndarray) -> ctypes.c_void_p:
 
 def fits(points: int, steps: int) -> dict[str, Contender]:
     """Fits of the tutorial's problem in float32, the loop alone; each answers with a, b, c and d."""
-    spec = TrainingSpec(steps=steps, log_every=steps).replace({"data": {"points": points}})
+    spec = TrainingSpec(steps=steps, log_every=2000).replace({"data": {"points": points}})
     rate = spec.optimizer.learning_rate
     # The tutorial's rate is for a sum over 2000 points.
     spec = spec.replace({"optimizer": {"learning_rate": rate * 2000 / points}})
@@ -186,13 +186,13 @@ def plain_scan(x: np.ndarray, y: np.ndarray, start: list[float], steps: int, rat
 # --- the operator
 
 
-def operators(points: int) -> dict[str, Contender]:
-    """P3 and then its vjp, of float32 on fresh outputs; each answers with the value and the gradient."""
+def operators(points: int, dtype: str = "float32") -> dict[str, Contender]:
+    """P3 and then its vjp on fresh outputs; each answers with the value and the gradient."""
     x = np.linspace(-2, 2, points, dtype=np.float32)
     cotangent = np.linspace(1, 2, points, dtype=np.float32)
-    x_torch, cotangent_torch = torch.from_numpy(x.copy()), torch.from_numpy(cotangent.copy())
-    x_jax, cotangent_jax = jnp.asarray(x), jnp.asarray(cotangent)
-    leaf = x_torch.requires_grad_()
+    leaf, cotangent_torch = (torch.from_numpy(array.copy()).to(getattr(torch, dtype)) for array in (x, cotangent))
+    leaf.requires_grad_()
+    x_jax, cotangent_jax = jnp.asarray(x, dtype), jnp.asarray(cotangent, dtype)
 
     def by_autograd(f: Callable[[torch.Tensor], torch.Tensor]) -> Contender:
         def both() -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,7 +219,7 @@ def operators(points: int) -> dict[str, Contender]:
         compiled = jax.jit(both, donate_argnums=1)
 
         def run() -> tuple[float, Any]:
-            given = jax.block_until_ready(jnp.array(cotangent))
+            given = jax.block_until_ready(jnp.array(cotangent_jax))
             begin = perf_counter()
             answer = jax.block_until_ready(compiled(x_jax, given))
             return perf_counter() - begin, answer
@@ -232,8 +232,8 @@ def operators(points: int) -> dict[str, Contender]:
             np.float32(7.5) * squares - np.float32(1.5)
         )
 
-    copied = torch.empty(points)
-    half = torch.empty(points // 2)
+    copied = torch.empty_like(cotangent_torch)
+    half = copied[: points // 2]
 
     def copies() -> None:
         """Of as many bytes as must be read and written: x and P3(x), then x, the cotangent and the gradient."""
@@ -249,10 +249,11 @@ def operators(points: int) -> dict[str, Contender]:
         "plain jax.grad, jitted": by_jax(lambda x: 0.5 * (5 * x**3 - 3 * x)),
         "jaxp3, jitted": by_jax(jaxp3.legendre_p3),
         "jaxp3, jitted, cotangent donated": donated(),
-        "NumPy": timed(in_numpy),
     }
     library = limits()
-    if library is not None:
+    if dtype == "float32":
+        contenders["NumPy"] = timed(in_numpy)
+    if dtype == "float32" and library is not None:
 
         def in_c() -> tuple[np.ndarray, np.ndarray]:
             value, gradient = np.empty_like(x), np.empty_like(x)
@@ -263,6 +264,20 @@ def operators(points: int) -> dict[str, Contender]:
         contenders["C"] = timed(in_c)
     contenders["2.5 copies"] = timed(copies)
     return contenders
+
+
+def peak_memory(name: str, points: int) -> float:
+    """The most memory that an operator takes beside x and the cotangent, in arrays of x's size; on Linux."""
+
+    def resident(field: str) -> int:
+        return 1024 * int(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0])
+
+    operators(1000)[name]()  # what is loaded, or compiled, on first use is not counted
+    contender = operators(points)[name]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    contender()
+    return (resident("VmHWM") - before) / (4 * points)
 
 
 # --- many fits
@@ -321,6 +336,8 @@ def processes() -> dict[str, Contender]:
                 env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder},
             )
             seconds = perf_counter() - begin
+            if not finished.stdout:  # of an import
+                return seconds, None
             words = finished.stdout.splitlines()[-1].replace("P3(", "").split()
             return seconds, [float(words[5]), float(words[9])]
 
@@ -332,4 +349,7 @@ def processes() -> dict[str, Contender]:
         "torchp3, empty caches": command("-m", "torchp3", empty_caches=True),
         "torchp3, the next process": command("-m", "torchp3"),
         "jaxp3": command("-m", "jaxp3"),
+        **{f"import {package}": command("-c", f"import {package}") for package in ("torch", "torchp3", "jax", "jaxp3")},
+        "torchp3.legendre_p3": command("-c", "import torchp3; torchp3.legendre_p3"),
+        "jaxp3.legendre_p3": command("-c", "import jaxp3; jaxp3.legendre_p3"),
     }
