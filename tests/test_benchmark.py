@@ -1,13 +1,15 @@
 """The benchmark measures what it says: equal answers, positive times, and a ratio that is there."""
 
 import json
+import os
+import sys
 import time
 
 import benchmark
 import contenders
 import numpy as np
 import pytest
-from benchmark import BEGIN, END, Race, close_to, readme_part, run, seconds
+from benchmark import BEGIN, END, KEEP, Race, apart, close_to, readme_part, run, seconds
 from click.testing import CliRunner
 from conftest import COMPARISONS
 from contenders import timed
@@ -52,6 +54,37 @@ def test_the_operators_are_p3_and_its_derivative():
         np.testing.assert_allclose(gradient, cotangent * P3.deriv()(x), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["torchp3, eager", "jaxp3, jitted"])
+def test_the_operators_in_half_precision_are_p3_and_its_derivative(name):
+    race = benchmark.operator_race(100, 1, "bfloat16")
+    _, answer = race.contenders[name]()
+    assert all("bfloat16" in str(array.dtype) for array in answer)
+    race.check(answer)
+    with pytest.raises(AssertionError):
+        race.check([1.1 * array for array in answer])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read as Linux tells it")
+@pytest.mark.parametrize("name", ["torchp3, eager", "torchp3, compiled", "jaxp3, jitted"])
+def test_the_operators_hold_the_value_and_the_gradient_and_nothing_more(name):
+    # A twentieth of an array is for what else a process allocates meanwhile.
+    assert apart(contenders.peak_memory, name, 10**7) == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read as Linux tells it")
+def test_what_plain_autograd_holds_is_seen():
+    assert apart(contenders.peak_memory, "plain autograd", 10**7) == pytest.approx(6, abs=0.05)
+
+
+def test_a_race_has_an_environment_of_its_own():
+    assert apart(os.getenv, "MALLOC_MMAP_THRESHOLD_", environment=KEEP) == KEEP["MALLOC_MMAP_THRESHOLD_"]
+    assert apart(os.getenv, "MALLOC_MMAP_THRESHOLD_") is None
+    assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
+    assert apart(os.getpid) != os.getpid()
+
+
 def test_the_c_library_leaves_the_processor_as_it_was():
     contenders.limits()
     assert np.float64(5e-324) * np.float64(1.0) == 5e-324
@@ -69,6 +102,8 @@ def test_every_race_at_a_small_size(tmp_path):
         assert race["limit"] in race["seconds"]
         for taken in race["seconds"].values():
             assert min(taken) > 0
+    assert {name.partition(",")[0] for name in made["races"]} == {"fit", "steps", "operator", "bfloat16", "starts"}
+    assert set(made["memory"]) == set(benchmark.MEASURED)
     assert plot.read_bytes().startswith(b"\x89PNG")
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n")

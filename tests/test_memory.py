@@ -1,4 +1,4 @@
-"""Forward and backward take no more memory than the tutorial's operator does."""
+"""Forward and backward take no more memory than the tutorial's operator does, and steps no more than their record."""
 
 import subprocess
 import sys
@@ -67,3 +67,32 @@ def test_the_peak_is_at_most_the_tutorials(name):
     ours, tutorials = peak(name), peak("tutorial")
     print(f"{name}: {ours / 4e7:.2f} arrays of x's size, the tutorial's {tutorials / 4e7:.2f}")
     assert ours <= tutorials
+
+
+STEPS = """
+import resource, sys
+from p3 import TrainingSpec
+from p3.backends import load
+
+backend, trace = sys.argv[1], sys.argv[2] == "True"
+spec = TrainingSpec(log_every=1000, trace=trace).replace({"data": {"points": 100}})
+
+def peak(steps):
+    load(backend).fit(spec.replace({"steps": steps}))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+few = peak(100_000)
+print((peak(1_000_000) - few) / 900_000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_step_takes_no_more_memory_than_its_record(backend, trace):
+    # In float64 a loss, and with traces a learning rate and three times four numbers; the schedule has a rate besides.
+    recorded = 8 * (2 + (13 if trace else 0))
+    finished = subprocess.run(
+        [sys.executable, "-c", STEPS, backend, str(trace)], capture_output=True, text=True, check=True
+    )
+    # The result validates arrays of its own, which is twice as much for a moment.
+    assert float(finished.stdout) < 3 * recorded
