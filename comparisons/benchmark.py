@@ -73,11 +73,6 @@ class Result(NamedTuple):
     first: float
     seconds: tuple[float, ...]
 
-    @property
-    def median(self) -> float:
-        """Of the seconds."""
-        return float(np.median(self.seconds))
-
 
 def run(race: Race, name: str, show: bool = True) -> dict[str, Result]:
     """Check every contender, and let them take turns."""
@@ -292,6 +287,8 @@ def machine() -> str:
 @click.option("--readme", type=click.Path(path_type=Path), help="The README whose part is to be written.")
 def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, readme: Path | None) -> None:
     """Race everything, and write what it came to."""
+    if only and (readme is not None or output == HERE / "benchmark.json" or plot == HERE / "benchmark.png"):
+        raise click.UsageError("--only is a part of it all; give an --output and a --plot of its own, and no --readme")
     console = Console()
     made: dict[str, Any] = {
         "date": date.today().isoformat(),

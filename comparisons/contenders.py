@@ -27,7 +27,6 @@ from p3.starts import random_starts
 
 HERE = Path(__file__).parent
 
-
 # Does something, and gives the seconds that it took and its answer; the first call compiles.
 Contender = Callable[[], tuple[float, Any]]
 
@@ -333,7 +332,7 @@ def processes() -> dict[str, Contender]:
                 capture_output=True,
                 text=True,
                 check=True,
-                env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder},
+                env=os.environ | {"TORCHP3_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder},
             )
             seconds = perf_counter() - begin
             if not finished.stdout:  # of an import

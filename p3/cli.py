@@ -32,9 +32,13 @@ def run(command: click.Command) -> NoReturn:
 
     warnings.showwarning = complain
     sys.stdout = sys.stdout or StringIO()  # None where the shell has closed it
+    sys.stderr = sys.stderr or StringIO()
     try:
         code = command.main(prog_name=command.name, standalone_mode=False)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        code = 2
     except click.UsageError as error:
         complain(error.format_message())
         code = 2

@@ -104,7 +104,7 @@ def batches(spec: TrainingSpec, first: int, length: int) -> Int[np.ndarray, "ste
 
 
 def piece_lengths(spec: TrainingSpec) -> list[int]:
-    """How many steps the pieces take: log_every each, and what is left over at the end. One compilation each."""
+    """How many steps the pieces take: log_every each, and what is left over at the end."""
     pieces, left_over = divmod(spec.steps, spec.log_every)
     return [spec.log_every] * (pieces > 0) + [left_over] * (left_over > 0)
 

@@ -17,7 +17,8 @@ PROBLEMS = {name: TrainingSpec.from_toml(COMPARISONS / f"{name}.toml") for name 
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What PyTorch compiles is compiled by these tests, and shared by all the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        for variable in ("TORCHP3_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp("programs")))
         yield
 
 

@@ -30,8 +30,51 @@ def test_a_contender_that_takes_twice_as_long_is_found_to():
 
     race = Race({"once": busy(1), "twice": busy(2)}, "once", 1, 9, close_to([np.array(1.0)], 1e-9))
     results = run(race, "planted", show=False)
-    assert results["twice"].median / results["once"].median == pytest.approx(2, rel=0.2)
+    once, twice = (np.median(results[name].seconds) for name in ("once", "twice"))
+    assert twice / once == pytest.approx(2, rel=0.2)
     assert all(len(result.seconds) == 9 for result in results.values())
+
+
+def test_the_readmes_table_has_medians_and_their_ratios():
+    taken = {"limit": (1.0, 2.0, 30.0), "other": (4.0, 5.0, 60.0)}
+    made = {"machine": "m", "date": "d", "torch": "t", "jax": "j", "memory": {"one": 2.004}}
+    made["races"] = {"process": {"limit": "limit", "seconds": taken}, "not the README's": None}
+    part = readme_part(made)
+    assert "| limit | 2 s | 1 |\n| other | 5 s | 2.5 |\n" in part
+    assert "| one | 2 |" in part
+    assert "not the README's" not in part
+
+
+def test_races_whose_memory_is_kept_have_the_environment_that_keeps_it(tmp_path, monkeypatch):
+    environments = {}
+
+    def pretend(function, *arguments, environment=None):
+        if function is contenders.peak_memory:
+            return 2.0
+        environments[arguments[1]] = environment
+        return {"limit": "C", "size": 1, "first": {"C": 1.0}, "seconds": {"C": [1.0, 1.0]}}
+
+    monkeypatch.setattr(benchmark, "apart", pretend)
+    command = ["--output", str(tmp_path / "benchmark.json"), "--plot", str(tmp_path / "benchmark.png")]
+    CliRunner().invoke(benchmark.main, command, catch_exceptions=False)
+    assert set(environments) == set(benchmark.races(small=False)) > set(benchmark.README_RACES) - {"process"}
+    for name, environment in environments.items():
+        assert environment == (KEEP if "memory kept" in name else None)
+
+
+def test_a_part_is_not_written_over_the_whole():
+    finished = CliRunner().invoke(benchmark.main, ["--only", "fit"])
+    assert finished.exit_code == 2
+    assert "give an --output and a --plot of its own" in finished.output
+
+
+def test_many_fits_are_timed_a_fit():
+    contender = contenders.many_fits(16, 2, 20)["jaxp3.fit_starts"]
+    begin = time.perf_counter()
+    taken, answer = contender()
+    whole = time.perf_counter() - begin
+    assert 0.5 * whole < 16 * taken <= whole
+    assert np.shape(answer) == (2, 4)
 
 
 def test_a_wrong_answer_is_not_timed():

@@ -206,7 +206,7 @@ def test_a_framework_that_is_not_installed(module, command, hint, as_module):
     ],
 )
 def test_what_cannot_be_compiled_runs_eagerly_and_says_so_in_one_line(command, variable, value, reason, tmp_path):
-    environment = {variable: value, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    environment = {variable: value, "TORCHP3_CACHE_DIR": str(tmp_path / "cache")}
     finished = run(command, "--steps", "20", "--output", tmp_path / "result.json", env=environment)
     refused(finished, f"{command}: jit = true, but the loop runs eagerly: {reason}", code=0)
     assert finished.stdout.splitlines()[-1].startswith("Result: ")
@@ -236,10 +236,18 @@ def test_a_reader_that_leaves_is_no_error():
     assert finished.stderr == ""
 
 
-def test_a_closed_standard_output_is_no_error():
-    command = f"'{SCRIPTS / 'jaxp3'}' {' '.join(QUICK)} >&-"
+@pytest.mark.parametrize("closed", ["", "2"], ids=["output", "error"])
+def test_a_closed_stream_is_no_error(closed):
+    command = f"'{SCRIPTS / 'jaxp3'}' {' '.join(QUICK)} {closed}>&-"
     finished = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert finished.stderr == ""
+    assert ("Result: y = " in finished.stdout) == (closed == "2")
+
+
+def test_a_command_without_a_subcommand_shows_them():
+    finished = run(SCRIPTS / "p3")
+    assert finished.returncode == 2
+    assert "\n  compare " in finished.stderr
 
 
 def test_an_interrupt_ends_with_130():

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import PROBLEMS
@@ -43,14 +46,13 @@ def test_what_a_program_is_given_does_not_tell_programs_apart(changes):
     assert fingerprint_of(changes) == fingerprint_of()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_what_a_program_does_tells_programs_apart():
+    changes = [
+        {},
         {"dtype": "float64"},
         {"trace": False},
         {"batch_size": 10},
         {"batch_size": 1},
-        {"data": {"points": 1000}, "batch_size": 10},
         {"optimizer": {"momentum": 0.9}},
         {"optimizer": {"momentum": 0.8}},
         {"optimizer": {"momentum": 0.9, "nesterov": True}},
@@ -58,11 +60,8 @@ def test_what_a_program_is_given_does_not_tell_programs_apart(changes):
         {"optimizer": {"clip_norm": 1.0}},
         {"optimizer": {"name": "adam"}},
         {"optimizer": {"name": "adam", "beta2": 0.99}},
-    ],
-    ids=str,
-)
-def test_what_a_program_does_tells_programs_apart(changes):
-    assert fingerprint_of(changes) != fingerprint_of()
+    ]
+    assert len({fingerprint_of(each) for each in changes}) == len(changes)
 
 
 def test_every_operation_and_every_number_tells_programs_apart():
@@ -76,20 +75,75 @@ def test_every_operation_and_every_number_tells_programs_apart():
         lambda x, y: (x + y, x + y),
         lambda x, y: (x + y, y),
         lambda x, y: x + y.double(),
+        lambda x, y: torch.tensor(2.0) * x + y,
+        lambda x, y: torch.tensor(3.0) * x + y,
+        lambda x, y: torch.as_tensor(np.array(2.0)) * x + y,
+        lambda x, y: torch.tensor([1.0, 2.0]).sum() * x + y,
+        lambda x, y: torch.tensor([2.0, 1.0]).sum() * x + y,
     ]
     digests = [program.fingerprint(function, (x, x.clone()), None) for function in functions]
     assert len(set(digests)) == len(functions)
 
 
-def test_another_rule_is_another_program(monkeypatch):
+@pytest.mark.parametrize("factor", [4, torch.tensor(4.0), np.float32(4)], ids=["number", "tensor", "NumPy"])
+def test_another_rule_is_another_program(factor, monkeypatch):
     before = fingerprint_of()
     derivative = operator.derivative
-    monkeypatch.setattr(operator, "derivative", lambda x: 4 * derivative(x))
+    monkeypatch.setattr(operator, "derivative", lambda x: factor * derivative(x))
     assert fingerprint_of() != before
 
 
-def test_other_options_are_another_program():
-    assert fingerprint_of(about={"cpp.threads": 1}) != fingerprint_of(about={"cpp.threads": 2})
+def test_whatever_else_decides_a_program_tells_programs_apart(tmp_path, monkeypatch):
+    before = fingerprint_of()
+    assert fingerprint_of(about={"cpp.threads": 2}) != before
+    other = tmp_path / "other.py"
+    other.write_text("# another version of this file\n", encoding="utf-8")
+    for of, name, value in [
+        (torch, "__version__", "2.99"),
+        (torch.cpu, "get_capabilities", lambda: {"avx": False}),
+        (program, "__file__", str(other)),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(of, name, value)
+            assert fingerprint_of() != before, name
+    assert fingerprint_of() == before
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The paths and options with which programs would be compiled, and are not."""
+    made = []
+    monkeypatch.setattr(train, "load", mock.Mock(side_effect=[RuntimeError, None] * 10))  # not there, and then there
+    monkeypatch.setattr(train, "trace", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(train, "compile_program", lambda *arguments: made.append((arguments[-1], arguments[-2])))
+    return made
+
+
+def make_loop(spec, length=2, fits=None):
+    x, y = train.place(spec)
+    start = spec.start.model_dump()
+    start = train.place_coefficients(spec, start if fits is None else {name: np.ones(fits) for name in start})
+    train.compile_loop(spec, (start, initial_state(spec.optimizer, start)), x, y, length)
+
+
+def test_threads_are_for_many_numbers(compiled):
+    for points, fits in [(2**14 - 1, None), (2**14, None), (2000, 2), (2000, 16)]:
+        make_loop(SPEC.replace({"data": {"points": points}}), fits=fits)
+    make_loop(SPEC.replace({"data": {"points": 2**14}, "batch_size": 10}))
+    many = torch.get_num_threads()
+    assert [options["cpp.threads"] for _, options in compiled] == [1, many, 1, many, 1]
+
+
+def test_a_step_alone_and_other_numbers_of_fits_are_other_programs(compiled, tmp_path, monkeypatch):
+    make_loop(SPEC)
+    make_loop(SPEC, length=1)
+    make_loop(SPEC, fits=2)
+    make_loop(SPEC, fits=4)
+    other = tmp_path / "other.py"
+    other.write_text("# another version of this file\n", encoding="utf-8")
+    monkeypatch.setattr(train, "__file__", str(other))
+    make_loop(SPEC)
+    assert len({path for path, _ in compiled}) == 5
 
 
 FIT = """
@@ -102,7 +156,7 @@ print(result.coefficients, "torch._dynamo" in sys.modules or "torch._inductor" i
 
 
 def test_the_next_process_does_not_load_the_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "programs"))
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "programs"))
     SPEC.to_toml(tmp_path / "spec.toml")
     command = [sys.executable, "-c", FIT, tmp_path / "spec.toml"]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
@@ -112,9 +166,10 @@ def test_the_next_process_does_not_load_the_compiler(tmp_path, monkeypatch):
     assert first == second  # to the last digit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda content: b""], ids=["truncated", "empty"])
 def test_a_program_that_is_not_whole_is_made_again(damage, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path))
     usual = torchp3.fit(SPEC)
     (path,) = tmp_path.glob("*.pt2")
     path.write_bytes(damage(path.read_bytes()))
@@ -125,24 +180,54 @@ def test_a_program_that_is_not_whole_is_made_again(damage, tmp_path, monkeypatch
     assert len(path.read_bytes()) > 1000
 
 
-def test_where_nothing_can_be_kept_a_program_is_for_this_process(monkeypatch):
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
-    assert program.directory() == program.scratch()
+@pytest.mark.parametrize("where", ["/dev/null/programs", "a file"])
+def test_where_nothing_can_be_kept_a_program_is_for_this_process(where, tmp_path, monkeypatch):
+    if where == "a file":
+        where = tmp_path / "file"
+        where.touch()
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(where))
+    assert program.path_of("name.pt2") == program.scratch() / "name.pt2"
     assert program.scratch().is_dir()
 
 
-def test_programs_are_where_pytorch_keeps_its_own_or_in_the_users_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "a"))
-    assert program.directory() == tmp_path / "a"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+def test_programs_are_in_the_users_cache_or_where_they_are_wanted(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "a"))
+    assert program.path_of("name.pt2") == tmp_path / "a" / "name.pt2"
+    monkeypatch.delenv("TORCHP3_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert program.directory() == tmp_path / "b" / "torchp3"
-    assert program.directory().is_dir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "c"))  # as PyTorch's compiler sets it when it loads
+    assert program.path_of("name.pt2") == tmp_path / "b" / "torchp3" / "name.pt2"
+    assert (tmp_path / "b" / "torchp3").is_dir()
+
+
+def test_a_program_comes_to_its_place_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(program.os, "replace", mock.Mock(side_effect=OSError("the process ends here")))
+    with pytest.raises(OSError, match="ends here"):
+        torchp3.fit(SPEC)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_threads_and_processes_may_need_a_program_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "programs"))
+    SPEC.to_toml(tmp_path / "spec.toml")
+    command = [sys.executable, "-c", FIT, tmp_path / "spec.toml"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    specs = [SPEC, SPEC, SPEC.replace({"optimizer": {"name": "adam"}}), SPEC.replace({"optimizer": {"momentum": 0.5}})]
+    for _ in range(3):
+        with ThreadPoolExecutor(len(specs)) as pool:
+            results = list(pool.map(torchp3.fit, specs))
+        assert not torch.compiler.is_compiling()
+    for spec, result in zip(specs, results, strict=True):
+        assert result.losses.tobytes() == torchp3.fit(spec).losses.tobytes()
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0] == outputs[1]
 
 
 def test_one_program_does_for_all_numbers_of_points_and_steps(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path))
     for points, steps in [(100, 10), (7, 30), (50, 50), (2, 2), (2000, 100)]:
         spec = SPEC.replace({"data": {"points": points}, "steps": steps, "log_every": steps, "dtype": "float64"})
         compiled, eager = torchp3.fit(spec), torchp3.fit(spec.replace({"jit": False}))

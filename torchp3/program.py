@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import platformdirs
@@ -49,7 +50,7 @@ class Operations(TorchDispatchMode):
         """Nothing is written yet."""
         super().__init__()
         self.lines: list[str] = []
-        self.tensors: dict[int, tuple[int, Tensor]] = {}  # all of them, so that none takes the place of another
+        self.tensors: dict[int, tuple[int, Tensor]] = {}  # by their ids, which are no other's while they are kept
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -57,6 +58,9 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         """Do the operation, and write it down."""
+        for tensor in tree_leaves((arguments, options)):
+            if isinstance(tensor, Tensor) and id(tensor) not in self.tensors:
+                self.write("constant", tensor, tensor.tolist())  # given by nobody, so it is of the program
         result = operation(*arguments, **(options or {}))
         self.write(operation, arguments, options, result)
         return result
@@ -88,13 +92,22 @@ class TensorsForNumbers(TorchFunctionMode):
         return total.add_(factor * (numerator / denominator))
 
 
+# Tracing and compiling change what is the process's own.
+LOCK = RLock()
+
+
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Have `torch.optim`'s rules compute with tensors alone, as they do for `torch.compile` and `torch.export`."""
+    """
+    Have `torch.optim`'s rules compute with tensors alone, as they do for `torch.compile` and `torch.export`.
+
+    The flag is the process's own: one thread at a time.
+    """
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True
     try:
-        with TensorsForNumbers():
+        # Anomalies are looked for in numbers, of which there are none yet.
+        with TensorsForNumbers(), torch.autograd.set_detect_anomaly(False):
             yield
     finally:
         torch.compiler._is_compiling_flag = before
@@ -112,23 +125,26 @@ def fingerprint(function: Callable[..., Any], arguments: tuple[Any, ...], about:
     """
     A digest of each operation that a function does, whoever wrote it, and of what else decides a program.
 
-    Sizes are none of it, but for those of 1.
+    Sizes are none of it, but for those of 1: a function must do the same operations at all others.
     """
     operations = Operations()
     small = tree_map_only(Tensor, lambda tensor: tensor.new_zeros([min(size, 2) for size in tensor.shape]), arguments)
-    operations.write(small, about, torch.__version__, torch.cpu.get_capabilities(), Path(__file__).read_text())
+    operations.write(
+        small, about, torch.__version__, torch.cpu.get_capabilities(), Path(__file__).read_text(encoding="utf-8")
+    )
     with tracing(), operations:
         result = function(*small)
     operations.write(result)
     return hashlib.sha256("\n".join(operations.lines).encode()).hexdigest()
 
 
-def directory() -> Path:
-    """Where programs are kept: `TORCHINDUCTOR_CACHE_DIR`, as all that PyTorch compiles, or the user's own cache."""
-    kept = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or platformdirs.user_cache_path("torchp3"))
+def path_of(name: str) -> Path:
+    """Where the program of that name is kept: in `TORCHP3_CACHE_DIR`, or the user's own cache; if not, for a while."""
+    folder = Path(os.environ.get("TORCHP3_CACHE_DIR") or platformdirs.user_cache_path("torchp3"))
     with suppress(OSError):
-        kept.mkdir(parents=True, exist_ok=True)
-    return kept if os.access(kept, os.W_OK) else scratch()
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    return path if path.exists() or (folder.is_dir() and os.access(folder, os.W_OK)) else scratch() / name
 
 
 @cache

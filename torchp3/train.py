@@ -24,7 +24,7 @@ from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, pi
 from torchp3.device import describe_device, find_device
 from torchp3.model import Coefficients, loss
 from torchp3.optimizer import State, initial_state, update
-from torchp3.program import CompilerError, Program, any_sizes, compile_program, directory, fingerprint, load, trace
+from torchp3.program import LOCK, CompilerError, Program, any_sizes, compile_program, fingerprint, load, path_of, trace
 from torchp3.schedule import learning_rates
 
 Carry = tuple[Coefficients, State]
@@ -149,13 +149,14 @@ def compile_loop(
     one = carry, x, y, {name: values[0] for name, values in steps.items()}
     make_step = partial(step, spec)
     about = length, carry[0]["a"].shape, options, Path(__file__).read_text(encoding="utf-8")
-    path = directory() / f"{fingerprint(make_step, one, about)}.pt2"
-    with suppress(RuntimeError):  # there is none, or it is not whole
+    with LOCK:
+        path = path_of(f"{fingerprint(make_step, one, about)}.pt2")
+        with suppress(RuntimeError):  # there is none, or it is not whole
+            return load(path)
+        # scan has outputs of any length, but not of any width: a program is for so many fits.
+        sizes = tree_map(lambda values: None, carry), *tree_map(any_sizes, (x, y, steps))
+        compile_program(Loop(trace(make_step, one)), (carry, x, y, steps), sizes, options, path)
         return load(path)
-    # scan has outputs of any length, but not of any width: a program is for so many fits.
-    sizes = tree_map(lambda values: None, carry), *tree_map(any_sizes, (x, y, steps))
-    compile_program(Loop(trace(make_step, one)), (carry, x, y, steps), sizes, options, path)
-    return load(path)
 
 
 def compile_piece(
@@ -252,7 +253,7 @@ def fit(
     Warns
     -----
     RuntimeWarning
-        `jit = true`, and torch.compile is disabled or finds no working C++ compiler: the fit runs eagerly.
+        `jit = true`, and TORCH_COMPILE_DISABLE is set, or there is no C++ compiler that works: the fit runs eagerly.
     """
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
