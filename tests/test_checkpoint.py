@@ -77,7 +77,8 @@ def test_a_run_crosses_over_at_every_piece(whole, pieces, tmp_path):
     assert_same(resume("torch", tmp_path, spec), expected)
 
 
-@pytest.mark.parametrize("first", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["torch", "jax"])
 def test_there_and_back_compiled(first, tmp_path):
     spec = asymmetric(optimizer=RULES["nesterov, weight decay"], steps=150, jit=True)
     backend = first

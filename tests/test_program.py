@@ -200,6 +200,7 @@ def test_programs_are_in_the_users_cache_or_where_they_are_wanted(tmp_path, monk
     assert (tmp_path / "b" / "torchp3").is_dir()
 
 
+@pytest.mark.slow
 def test_a_program_comes_to_its_place_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(program.os, "replace", mock.Mock(side_effect=OSError("the process ends here")))

@@ -55,7 +55,8 @@ def test_schedules_and_batches_are_the_same_for_each(backend):
     assert_each_is_its_own_fit(backend, FEW.replace(changes))
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 7])
 def test_chunks_are_as_good_as_one(backend, count, monkeypatch):
     starts = random_starts(FEW, count, 0.1)
     whole = load(backend).fit_starts(FEW, starts)
@@ -81,7 +82,7 @@ def test_the_hand_written_rule_is_what_many_fits_use(backend, jit):
     np.testing.assert_allclose(marked, true * [1, 1, 4, 4], rtol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_what_diverges_is_what_raises_alone(backend, dtype):
     spec = TrainingSpec(dtype=dtype, steps=60)
     starts = random_starts(spec, 40)

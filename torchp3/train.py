@@ -147,15 +147,15 @@ def compile_loop(
     }
     steps = {name: torch.as_tensor(values, device=x.device) for name, values in blank_steps(spec, length).items()}
     one = carry, x, y, {name: values[0] for name, values in steps.items()}
-    make_step = partial(step, spec)
-    about = length, carry[0]["a"].shape, options, Path(__file__).read_text(encoding="utf-8")
+    this_step = partial(step, spec)
+    about = length, carry[0]["a"].shape, options, describe_device(x.device), Path(__file__).read_text(encoding="utf-8")
     with LOCK:
-        path = path_of(f"{fingerprint(make_step, one, about)}.pt2")
+        path = path_of(f"{fingerprint(this_step, one, about)}.pt2")
         with suppress(RuntimeError):  # there is none, or it is not whole
             return load(path)
         # scan has outputs of any length, but not of any width: a program is for so many fits.
         sizes = tree_map(lambda values: None, carry), *tree_map(any_sizes, (x, y, steps))
-        compile_program(Loop(trace(make_step, one)), (carry, x, y, steps), sizes, options, path)
+        compile_program(Loop(trace(this_step, one)), (carry, x, y, steps), sizes, options, path)
         return load(path)
 
 
