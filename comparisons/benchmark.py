@@ -34,7 +34,6 @@ from p3.exact import P3
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- benchmark: written by comparisons/benchmark.py -->", "<!-- end of benchmark -->"
 
-
 SIZES = (100, 10**4, 10**6, 10**7, 10**8)
 LONG = ("torchp3", "torchp3, no traces", "jaxp3", "jaxp3, no traces", "C")
 
@@ -161,7 +160,7 @@ def races(small: bool) -> dict[str, Callable[[], Race]]:
 
 
 def apart(function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """What a function of this file gives, in a process of its own."""
+    """What a function gives in a process of its own."""
     before = dict(os.environ)
     os.environ.update(environment or {})
     try:

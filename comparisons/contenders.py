@@ -1,6 +1,5 @@
 """What the benchmark races: this project's fits and operators, what a user would run instead, and two limits."""
 
-import atexit
 import ctypes
 import os
 import shutil
@@ -24,6 +23,7 @@ import torchp3
 from p3 import TrainingSpec
 from p3.data import make_points
 from p3.starts import random_starts
+from torchp3.program import scratch
 
 HERE = Path(__file__).parent
 
@@ -40,14 +40,6 @@ def timed(f: Callable[[], Any]) -> Contender:
         return perf_counter() - begin, answer
 
     return run
-
-
-@cache
-def scratch() -> Path:
-    """A folder for as long as the process lives."""
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
 
 
 @cache
@@ -271,12 +263,14 @@ def peak_memory(name: str, points: int) -> float:
     def resident(field: str) -> int:
         return 1024 * int(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0])
 
-    operators(1000)[name]()  # what is loaded, or compiled, on first use is not counted
     found = operators(points)  # all of them, since what is let go of here would make room
+    answer = found[name]()  # what is loaded, or compiled, on first use is not counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
     found[name]()
-    return (resident("VmHWM") - before) / (4 * points)
+    peak = resident("VmHWM")
+    del answer  # which was kept, so that its memory was not used again
+    return (peak - before) / (4 * points)
 
 
 # --- many fits

@@ -111,14 +111,14 @@ def test_the_operators_in_half_precision_are_p3_and_its_derivative(name):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read as Linux tells it")
 @pytest.mark.parametrize("name", ["torchp3, eager", "torchp3, compiled", "jaxp3, jitted"])
 def test_the_operators_hold_the_value_and_the_gradient_and_nothing_more(name):
-    # Arrays are whole ones; a quarter of one is for the rest, such as JAX's program for this size.
-    assert apart(contenders.peak_memory, name, 10**7) == pytest.approx(2, abs=0.25)
+    # A twentieth of an array is for what else a process allocates meanwhile.
+    assert apart(contenders.peak_memory, name, 10**7) == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read as Linux tells it")
 def test_what_plain_autograd_holds_is_seen():
-    assert apart(contenders.peak_memory, "plain autograd", 10**7) == pytest.approx(6, abs=0.25)
+    assert apart(contenders.peak_memory, "plain autograd", 10**7) == pytest.approx(6, abs=0.05)
 
 
 def test_a_race_has_an_environment_of_its_own():
