@@ -1,3 +1,4 @@
+from . import distributed as distributed
 from .adapter import as_operator as as_operator
 from .inspection import observe as observe
 from .inspection import replay as replay

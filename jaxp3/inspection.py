@@ -18,10 +18,11 @@ from p3.training import Observation, blank_steps
 
 def observe(spec: TrainingSpec, number: int, coefficients: Mapping[str, float]) -> Observation:
     """What a step of the specification, by its number, computes at some coefficients; eagerly. Raises as `fit` does."""
+    spec = spec.replace({"devices": 1})
     with jax.enable_x64(spec.dtype == "float64"), jax.default_device(find_device(spec.device)):
-        x, y = train.place(spec)
+        shard = train.place(spec)
         told = {name: jnp.asarray(values[0]) for name, values in blank_steps(spec, 1, number).items()}
-        x, y = train.seen(x, y, told)
+        x, y, _ = train.seen(shard, told)
         placed = place_coefficients(spec, coefficients)
         value, gradients = train.loss_and_gradients(placed, x, y)
         arrays = (np.asarray(array, np.float64) for array in (x, y, model.predict(placed, x)))

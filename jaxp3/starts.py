@@ -39,7 +39,7 @@ def fit_starts(
     RuntimeWarning
         As `fit`.
     """
-    spec = spec.replace({"trace": False})
+    spec = spec.replace({"trace": False, "devices": 1})
 
     def begin(chunk: Float64[np.ndarray, "chunk 4"]) -> Carry:
         coefficients = place_coefficients(spec, dict(zip("abcd", chunk.T, strict=True)))
@@ -50,9 +50,9 @@ def fit_starts(
 
     device = find_device(spec.device)
     with jax.enable_x64(spec.dtype == "float64"), jax.default_device(device):
-        x, y = place(spec)
+        shard = place(spec)
         first = begin(np.resize(starts, (chunk_size(spec, len(starts)), 4)))
-        piece, compiled, compile_seconds = make_piece(spec, first, x, y)
+        piece, compiled, compile_seconds = make_piece(spec, first, shard)
         clock = perf_counter()
         coefficients, losses = train_starts(spec, piece, begin, end, starts, learning_rates(spec), progress)
         seconds = perf_counter() - clock

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from p3.errors import DivergenceError, InputError
+from p3.errors import DivergenceError, InputError, LostProcessError
 
 
 def p3_command() -> click.Group:
@@ -51,7 +51,7 @@ def run(command: click.Command) -> NoReturn:
     except MemoryError as error:
         complain(f"not enough memory: {error}; ask for fewer points or steps")
         code = 2
-    except DivergenceError as error:
+    except (DivergenceError, LostProcessError) as error:
         complain(error)
         code = 1
     except click.Abort as error:

@@ -168,7 +168,7 @@ def compare(a: FitResult, b: FitResult) -> Comparison:
     InputError
         The results differ in the data, the start, the steps or what decides them, and so are of two problems.
     """
-    difference = first_difference(a.spec, b.spec, ignoring=("log_every", "trace", "dtype", "device", "jit"))
+    difference = first_difference(a.spec, b.spec, ignoring=("log_every", "trace", "dtype", "device", "devices", "jit"))
     if difference is not None:
         field, of_a, of_b = difference
         raise InputError(f"the results are of different problems: {field} is {of_a} in one and {of_b} in the other")

@@ -1,17 +1,21 @@
 """The points of a fit, made or read once for every framework."""
 
 import csv
+import hashlib
+import os
+import sys
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
+from numpy.lib import format as npy_format
 
 from p3.errors import InputError
-from p3.spec import FileData, TrainingSpec
+from p3.spec import Data, FileData, TrainingSpec
 
 
 class Points(NamedTuple):
@@ -21,9 +25,11 @@ class Points(NamedTuple):
     y: Float[np.ndarray, "points"]
 
 
-def make_points(spec: TrainingSpec) -> Points:
+def make_points(spec: TrainingSpec, rows: range | None = None) -> Points:
     """
     Evenly spaced x in [low, high] and y = target(x), or the columns of a file, in float64 rounded once to the dtype.
+
+    All of them, or those whose numbers are in `rows`, without ever holding the others: the same numbers to the bit.
 
     The frameworks' own `linspace` and `sin` differ in the last bit at half of the tutorial's points, which is enough
     to part two float32 fits; so neither makes its own data.
@@ -34,34 +40,87 @@ def make_points(spec: TrainingSpec) -> Points:
         A point is not finite in the specification's dtype; or the file cannot be read, or is not of such points.
     """
     data = spec.data
+    rows = range(sys.maxsize) if rows is None else rows
     with np.errstate(over="ignore", invalid="ignore"):
         if isinstance(data, FileData):
-            x, y = read_points(data)
+            count, (x, y) = read_points(data, rows)
         else:
-            x = np.linspace(data.low, data.high, data.points)
+            count = data.points
+            x = evenly_spaced(data, rows[:count])
             y = getattr(np, data.target)(x)
-        points = Points(x.astype(spec.dtype), y.astype(spec.dtype))
+        is_read = isinstance(data, FileData)  # and kept for who reads it next
+        points = Points(x.astype(spec.dtype, copy=is_read), y.astype(spec.dtype, copy=is_read))
     finite = np.isfinite(points.x) & np.isfinite(points.y)
     if not finite.all():
         row = int(np.argmin(finite))
         if isinstance(data, FileData):
-            raise InputError(f"{data.file}: row {row + 1} is too large for {spec.dtype}: {x[row]}, {y[row]}")
+            raise InputError(f"{data.file}: row {rows[row] + 1} is too large for {spec.dtype}: {x[row]}, {y[row]}")
         raise InputError(
             f"data: {data.target} over [{data.low!r}, {data.high!r}] is not finite in {spec.dtype}; narrow the interval"
         )
-    if spec.batch_size is not None and spec.batch_size > len(x):
-        raise InputError(f"batch_size = {spec.batch_size} is more than the {len(x)} points")
+    if spec.batch_size is not None and spec.batch_size > count:
+        raise InputError(f"batch_size = {spec.batch_size} is more than the {count} points")
     return points
 
 
 def count_points(spec: TrainingSpec) -> int:
     """How many points there are. Raises `InputError`."""
-    return len(read_points(spec.data).x) if isinstance(spec.data, FileData) else spec.data.points
+    return read_points(spec.data, range(0)).length if isinstance(spec.data, FileData) else spec.data.points
 
 
-def read_points(data: FileData) -> Points:
+def make_shard(spec: TrainingSpec, device: int) -> dict[str, np.ndarray]:
     """
-    Two columns of a CSV file with a header, of an .npz file, or of a Parquet file, in float64.
+    The points of one of the devices that share them: x and y, and which of all the points these are.
+
+    The points are cut into parts of one length. What the last parts lack of it is filled up, so that all devices run
+    the same program; "count" says how many of a part are points, where not all parts are whole. The steps of batches
+    know the points by their numbers; for these "first" says the number of the first.
+
+    Raises
+    ------
+    InputError
+        As `make_points`.
+    """
+    if spec.devices == 1:
+        return make_points(spec)._asdict()
+    points = count_points(spec)
+    size = -(-points // spec.devices)
+    first = min(device * size, points)
+    own = make_points(spec, range(first, min(first + size, points)))
+    missing = size - len(own.x)
+    shard = {name: np.pad(array, (0, missing)) if missing else array for name, array in own._asdict().items()}
+    if spec.batch_size is not None:
+        shard["first"] = np.array([first])
+    if spec.batch_size is not None or size * spec.devices > points:
+        shard["count"] = np.array([len(own.x)])
+    return shard
+
+
+def evenly_spaced(data: Data, rows: range) -> Float64[np.ndarray, "rows"]:
+    """What `numpy.linspace` gives at these places."""
+    x = np.arange(rows.start, rows.stop, dtype=np.float64)
+    intervals, width = data.points - 1, data.high - data.low
+    if width / intervals:
+        x *= width / intervals
+    else:  # too small a number
+        x /= intervals
+        x *= width
+    x += data.low
+    if intervals in rows:
+        x[-1] = data.high
+    return x
+
+
+class FilePoints(NamedTuple):
+    """How many points a file has, and some of them."""
+
+    length: int
+    points: Points
+
+
+def read_points(data: FileData, rows: range) -> FilePoints:
+    """
+    Two columns of a CSV file with a header, of an .npz file, or of a Parquet file, in float64, of these rows.
 
     Raises
     ------
@@ -70,31 +129,56 @@ def read_points(data: FileData) -> Points:
     """
     path = Path(data.file)
     try:
-        return _read(path, data.x, data.y, path.stat().st_mtime_ns)
+        return _read(path, data.x, data.y, rows, path.stat().st_mtime_ns)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-@lru_cache(maxsize=4)
-def _read(path: Path, x: str, y: str, _written: int) -> Points:
+def digest_of_file(data: FileData) -> str:
+    """SHA-256 of the file. Raises `InputError`."""
+    path = Path(data.file)
+    try:
+        return _digest(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, _written: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, x: str, y: str, rows: range, _written: int) -> FilePoints:
     read = READERS.get(path.suffix.lower())
     if read is None:
         raise InputError(f"{path}: is not of a known kind; give one that ends in {', '.join(READERS)}")
-    columns = read(path, (x, y))
-    lengths = [len(column) for column in columns]
-    if lengths[0] != lengths[1]:
-        raise InputError(f"{path}: {x} has {lengths[0]} rows and {y} has {lengths[1]}; they must have as many")
-    if lengths[0] < 2:
-        raise InputError(f"{path}: has {lengths[0]} row{'s' * (lengths[0] != 1)} of points; a fit needs 2 at least")
+    columns = read(path, (x, y), rows)
+    count, other = (column.length for column in columns)
+    if count != other:
+        raise InputError(f"{path}: {x} has {count} rows and {y} has {other}; they must have as many")
+    if count < 2:
+        raise InputError(f"{path}: has {count} row{'s' * (count != 1)} of points; a fit needs 2 at least")
     for name, column in zip((x, y), columns, strict=True):
-        if not np.isfinite(column).all():
-            row = int(np.argmin(np.isfinite(column)))
-            raise InputError(f"{path}: row {row + 1} of {name} is {float(column[row])}; it must be a finite number")
-        column.setflags(write=False)
-    return Points(*columns)
+        finite = np.isfinite(column.values)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            given = float(column.values[row])
+            raise InputError(f"{path}: row {rows[row] + 1} of {name} is {given}; it must be a finite number")
+        column.values.setflags(write=False)
+    return FilePoints(count, Points(*(column.values for column in columns)))
 
 
-def _read_csv(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "rows"], ...]:
+class _Column(NamedTuple):
+    """How many rows a column has, and some of them."""
+
+    length: int
+    values: Float64[np.ndarray, "rows"]
+
+
+def _read_csv(path: Path, names: tuple[str, str], rows: range) -> tuple[_Column, ...]:
+    count = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -105,13 +189,15 @@ def _read_csv(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "
                     raise InputError(f"{path}: has {header.count(name)} columns {name!r}; give each a name of its own")
             columns: tuple[list[float], ...] = ([], [])
             for row, values in enumerate(reader):
+                count += 1
                 if None in values:
                     raise InputError(f"{path}: row {row + 1} has more than the {len(header)} fields of the header")
-                for name, column in zip(names, columns, strict=True):
-                    column.append(_number(path, row, name, values[name]))
+                if row in rows:
+                    for name, column in zip(names, columns, strict=True):
+                        column.append(_number(path, row, name, values[name]))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not CSV: {error}") from error
-    return tuple(np.array(column, np.float64) for column in columns)
+    return tuple(_Column(count, np.array(column, np.float64)) for column in columns)
 
 
 def _number(path: Path, row: int, name: str, text: str | None) -> float:
@@ -124,13 +210,20 @@ def _number(path: Path, row: int, name: str, text: str | None) -> float:
         raise InputError(f"{path}: row {row + 1} of {name} is {said}; it must be a number") from None
 
 
-def _read_npz(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "rows"], ...]:
+def _read_npz(path: Path, names: tuple[str, str], rows: range) -> tuple[_Column, ...]:
     try:
-        with zipfile.ZipFile(path):  # not an .npy under another name
-            pass
-        with np.load(path, allow_pickle=False) as file:
-            _require(path, names, list(file))
-            return tuple(_column(path, name, file[name]) for name in names)
+        with zipfile.ZipFile(path) as archive:
+            _require(path, names, [member.removesuffix(".npy") for member in archive.namelist()])
+            columns = []
+            for name in names:
+                with archive.open(f"{name}.npy") as file:  # `numpy.load` would read it whole
+                    shape, _, dtype = HEADERS[npy_format.read_magic(file)](file)
+                    _require_column(path, name, shape, dtype)
+                    first, stop = (min(end, shape[0]) for end in (rows.start, rows.stop))
+                    file.seek(first * dtype.itemsize, os.SEEK_CUR)
+                    values = np.frombuffer(file.read((stop - first) * dtype.itemsize), dtype)
+                columns.append(_Column(shape[0], np.array(values, np.float64)))
+            return tuple(columns)
     except OSError:
         raise
     except InputError:
@@ -139,23 +232,33 @@ def _read_npz(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "
         raise InputError(f"{path}: cannot be read as an .npz file: {error}") from error
 
 
-def _read_parquet(path: Path, names: tuple[str, str]) -> tuple[Float64[np.ndarray, "rows"], ...]:
+def _read_parquet(path: Path, names: tuple[str, str], rows: range) -> tuple[_Column, ...]:
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError:
         raise InputError(f'{path}: needs pyarrow; install it with: pip install "pyarrow>=17"') from None
     try:
-        _require(path, names, parquet.read_schema(path).names)
-        table = parquet.read_table(path, columns=list(dict.fromkeys(names)))
+        file = parquet.ParquetFile(path)
+        _require(path, names, file.schema_arrow.names)
+        parts: tuple[list[np.ndarray], ...] = ([np.empty(0)], [np.empty(0)])
+        first = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if first < rows.stop and rows.start < first + count:
+                table = file.read_row_group(group, columns=list(dict.fromkeys(names)))
+                for name, part in zip(names, parts, strict=True):
+                    values = table[name].to_numpy()
+                    _require_column(path, name, values.shape, values.dtype)
+                    part.append(values[max(rows.start - first, 0) : rows.stop - first].astype(np.float64))
+            first += count
     except ArrowException as error:
         raise InputError(f"{path}: is not a Parquet file: {error}") from error
-    return tuple(_column(path, name, table[name].to_numpy()) for name in names)
+    return tuple(_Column(file.metadata.num_rows, np.concatenate(part)) for part in parts)
 
 
-def _column(path: Path, name: str, values: np.ndarray) -> Float64[np.ndarray, "rows"]:
-    if values.ndim != 1 or values.dtype.kind not in "fiu":
-        raise InputError(f"{path}: {name} is {values.dtype} of shape {values.shape}; it must be a column of numbers")
-    return np.array(values, np.float64)
+def _require_column(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if len(shape) != 1 or dtype.kind not in "fiu":
+        raise InputError(f"{path}: {name} is {dtype} of shape {shape}; it must be a column of numbers")
 
 
 def _require(path: Path, names: tuple[str, str], there: list[str]) -> None:
@@ -164,7 +267,8 @@ def _require(path: Path, names: tuple[str, str], there: list[str]) -> None:
             raise InputError(f"{path}: has no column {name!r}; there are {', '.join(map(repr, there)) or 'none'}")
 
 
-READERS: dict[str, Callable[[Path, tuple[str, str]], tuple[Float64[np.ndarray, "rows"], ...]]] = {
+HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+READERS: dict[str, Callable[[Path, tuple[str, str], range], tuple[_Column, ...]]] = {
     ".csv": _read_csv,
     ".npz": _read_npz,
     ".parquet": _read_parquet,

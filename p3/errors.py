@@ -1,4 +1,6 @@
-"""What can go wrong, in the two kinds a caller tells apart."""
+"""What can go wrong, in the kinds that a caller tells apart."""
+
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -30,6 +32,32 @@ class DivergenceError(ArithmeticError):
         return (
             f"the fit diverged at step {self.step}: loss {self.loss}; "
             f"try a learning rate below {self.learning_rate:g} or a start nearer to the answer"
+        )
+
+
+class LostProcessError(RuntimeError):
+    """
+    Another process of the same fit has ended, or does not answer.
+
+    Attributes
+    ----------
+    process, processes : this one, counted from 0, and how many there are
+    absent : those that do not answer, as far as this one can tell
+    reason : in the framework's words
+    """
+
+    def __init__(self, process: int, processes: int, absent: Sequence[int], reason: str) -> None:
+        """Keep what is known; the arguments are the exception's own, so that it can be pickled."""
+        super().__init__(process, processes, absent, reason)
+        self.process, self.processes, self.absent, self.reason = process, processes, absent, reason
+
+    def __str__(self) -> str:
+        """Say who is missing, and what to do."""
+        who = f"process {' and '.join(map(str, self.absent))}" if self.absent else "another process"
+        return (
+            f"process {self.process} of {self.processes} has lost {who}, which ended or does not answer "
+            f"({self.reason}); start all of them again: with --checkpoint and --resume they go on from the last piece "
+            "that was saved"
         )
 
 

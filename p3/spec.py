@@ -83,6 +83,9 @@ class TrainingSpec(Section):
     trace: bool = Field(True, description="Keep gradients, updates and coefficients of every step with the result.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Type of all arithmetic.")
     device: Literal["cpu", "gpu", "auto"] = Field("auto", description="Where to run; auto takes a GPU if there is one.")
+    devices: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        1, description="Devices that share the points, each with a part of them; with PyTorch a process for each."
+    )
     jit: bool = Field(True, description="Compile the training loop, or run it eagerly.")
 
     @model_validator(mode="before")

@@ -1,6 +1,6 @@
 """The part of a fit that knows no framework: steps taken in pieces, watched and timed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -9,7 +9,8 @@ from jaxtyping import Float, Float64, Int
 
 from p3.checkpoint import Checkpoint, Saved
 from p3.data import count_points
-from p3.errors import DivergenceError
+from p3.errors import DivergenceError, InputError
+from p3.section import first_difference
 from p3.spec import TrainingSpec
 
 # Coefficients, and what the optimizer remembers of each, in the framework's own arrays.
@@ -25,6 +26,11 @@ Steps = Mapping[str, Float[np.ndarray, "steps"] | Int[np.ndarray, "steps batch"]
 # fours, for a to d, the coefficients before it, their gradients and their updates.
 Record = Mapping[str, Float[np.ndarray, "steps *coefficients"]]
 TRACES = ("learning_rate", "coefficients", "gradients", "updates")
+
+# Seconds that a process waits for others before it ends: those that have ended it notices at once, and after this long
+# those that are stopped, unreachable, or never come; and seconds in which it then finds out which ones they are.
+PATIENCE = 60
+ROLL_CALL = 5
 
 EAGERLY = "jit = true, but the loop runs eagerly"
 
@@ -107,6 +113,28 @@ def piece_lengths(spec: TrainingSpec) -> list[int]:
     """How many steps the pieces take: log_every each, and what is left over at the end."""
     pieces, left_over = divmod(spec.steps, spec.log_every)
     return [spec.log_every] * (pieces > 0) + [left_over] * (left_over > 0)
+
+
+def require_same(processes: Sequence[tuple[TrainingSpec, int]]) -> None:
+    """
+    Require of the processes of a fit that they go on with the same specification from the same step.
+
+    Raises
+    ------
+    InputError
+        They do not.
+    """
+    spec, steps = processes[0]
+    for process, (their_spec, their_steps) in enumerate(processes):
+        difference = first_difference(spec, their_spec, ignoring=())
+        if difference is not None:
+            field, ours, theirs = difference
+            raise InputError(f"{field} is {ours} in process 0 and {theirs} in process {process}; give all of them one")
+        if steps != their_steps:
+            raise InputError(
+                f"the checkpoint has {steps} steps in process 0 and {their_steps} in process {process}; "
+                "give a directory that all of them see"
+            )
 
 
 def train(

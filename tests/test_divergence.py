@@ -76,15 +76,15 @@ def rates(change):
 def loss_of(change):
     def plant(patch, train, model):
         loss = train.loss
-        patch(train, "loss", lambda coefficients, x, y: change(loss(coefficients, x, y)))
+        patch(train, "loss", lambda *given: change(loss(*given)))
 
     return plant
 
 
 def points(change):
     def plant(patch, train, model):
-        make_points = train.make_points
-        patch(train, "make_points", lambda spec: type(p := make_points(spec))(*change(*p)))
+        make_shard = train.make_shard
+        patch(train, "make_shard", lambda *of: dict(zip("xy", change(*make_shard(*of).values()), strict=True)))
 
     return plant
 
@@ -92,9 +92,9 @@ def points(change):
 def shuffled(patch, train, model):
     seen = train.seen
 
-    def changed(x, y, told):
-        other = {**told, "batch": told["batch"] if told["count"] < 37 else (told["batch"] + 1) % len(x)}
-        return seen(x, y, other)
+    def changed(shard, told):
+        other = {**told, "batch": told["batch"] if told["count"] < 37 else (told["batch"] + 1) % len(shard["x"])}
+        return seen(shard, other)
 
     patch(train, "seen", changed)
 
@@ -102,7 +102,12 @@ def shuffled(patch, train, model):
 def mismatched_pairs(patch, train, model):
     """The x of one batch with the y of the next, from the first batch on."""
     seen = train.seen
-    patch(train, "seen", lambda x, y, told: (seen(x, y, told)[0], seen(x, y, {**told, "batch": told["batch"] - 1})[1]))
+
+    def changed(shard, told):
+        x, _, own = seen(shard, told)
+        return x, seen(shard, {**told, "batch": told["batch"] - 1})[1], own
+
+    patch(train, "seen", changed)
 
 
 def gradients_of(change, first=0):
@@ -110,8 +115,8 @@ def gradients_of(change, first=0):
         loss_and_gradients = train.loss_and_gradients
         calls = []
 
-        def changed(coefficients, x, y):
-            value, gradients = loss_and_gradients(coefficients, x, y)
+        def changed(*given):
+            value, gradients = loss_and_gradients(*given)
             calls.append(1)
             # The first call is thrown away: libraries load in it.
             return value, change(gradients) if len(calls) - 2 >= first else gradients

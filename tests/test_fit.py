@@ -193,7 +193,9 @@ def test_the_points_are_the_shared_ones(backend, dtype, jit, monkeypatch):
     # Points that no framework would make by itself: were a fit to make its own, its first loss would not be theirs.
     random = np.random.default_rng(5)
     points = Points(*random.uniform(-1, 1, (2, 100)).astype(dtype))
-    monkeypatch.setattr(importlib.import_module(f"{load(backend).__name__}.train"), "make_points", lambda spec: points)
+    monkeypatch.setattr(
+        importlib.import_module(f"{load(backend).__name__}.train"), "make_shard", lambda spec, device: points._asdict()
+    )
     result = load(backend).fit(TrainingSpec(dtype=dtype, jit=jit, steps=1))
     residual = -P3(0.3 * points.x.astype(np.float64)) - points.y
     assert result.losses[0] == pytest.approx(np.sum(residual**2), rel=8 * float(np.finfo(dtype).eps))

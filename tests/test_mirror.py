@@ -35,6 +35,15 @@ ONLY_IN = {
     ("jaxp3", "sum_over_points"): "five sums in one loop, which Inductor makes of them by itself",
     ("torchp3", "Loop"): "torch.export takes modules; jax.jit takes functions",
     ("torchp3", "compile_loop"): "where a program is in a file already; jax.jit takes a fifth of a second to make one",
+    ("jaxp3", "mesh"): "a process of JAX's can have several devices, and PyTorch's has one",
+    ("jaxp3", "lay_out"): "a JAX array lies on all devices, of which a tensor of PyTorch's is one's part",
+    ("jaxp3", "on_each"): "what a process of PyTorch's runs anyway",
+    (
+        "jaxp3",
+        "apart",
+    ): "jax.grad sums over devices by itself what they have in common; torch.autograd knows of no other",
+    ("jaxp3", "meet"): "what PyTorch's collectives do that give up after a time; JAX's wait for ever",
+    ("jaxp3", "leave"): "JAX aborts a process when another is lost, and PyTorch raises",
 }
 # Files that only one package has, with the reason.
 FILES_ONLY_IN = {("torchp3", "program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not"}

@@ -33,6 +33,7 @@ def test_the_default_is_the_tutorials_problem():
         "trace": True,
         "dtype": "float32",
         "device": "auto",
+        "devices": 1,
         "jit": True,
     }
 

@@ -15,10 +15,11 @@ from torchp3.train import place_coefficients
 
 def observe(spec: TrainingSpec, number: int, coefficients: Mapping[str, float]) -> Observation:
     """What a step of the specification, by its number, computes at some coefficients; eagerly. Raises as `fit` does."""
+    spec = spec.replace({"devices": 1})
     with torch.inference_mode(False), torch.enable_grad():
-        x, y = train.place(spec)
+        shard = train.place(spec)
         told = {name: torch.as_tensor(values[0]) for name, values in blank_steps(spec, 1, number).items()}
-        x, y = train.seen(x, y, told)
+        x, y, _ = train.seen(shard, told)
         placed = place_coefficients(spec, coefficients)
         value, gradients = train.loss_and_gradients(placed, x, y)
         arrays = (array.cpu().numpy().astype(np.float64) for array in (x, y, model.predict(placed, x)))

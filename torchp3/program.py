@@ -178,6 +178,7 @@ def compile_program(
         There is no C++ compiler that works.
     """
     import torch._inductor  # the compiler, which takes a second to load
+    from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
     # That the compiler knows this processor is not tried beforehand, five compilations of a second each; that it has
@@ -187,6 +188,7 @@ def compile_program(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of what PyTorch itself has deprecated
         try:
+            get_cpp_compiler()  # or Inductor would write pages about the first part that it fails to compile
             package = torch._inductor.aoti_compile_and_package(
                 exported, package_path=f"{folder}/program.pt2", inductor_configs=options
             )

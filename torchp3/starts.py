@@ -36,7 +36,7 @@ def fit_starts(
     RuntimeWarning
         As `fit`.
     """
-    spec = spec.replace({"trace": False})
+    spec = spec.replace({"trace": False, "devices": 1})
 
     def begin(chunk: Float64[np.ndarray, "chunk 4"]) -> Carry:
         columns = chunk.T.copy()  # the scan compares strides, even of a single number
@@ -48,9 +48,9 @@ def fit_starts(
 
     device = find_device(spec.device)
     with torch.inference_mode(False), torch.enable_grad():
-        x, y = place(spec)
+        shard = place(spec)
         first = begin(np.resize(starts, (chunk_size(spec, len(starts)), 4)))
-        piece, compiled, compile_seconds = make_piece(spec, first, x, y)
+        piece, compiled, compile_seconds = make_piece(spec, first, shard)
         clock = perf_counter()
         coefficients, losses = train_starts(spec, piece, begin, end, starts, learning_rates(spec), progress)
         seconds = perf_counter() - clock

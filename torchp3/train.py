@@ -11,62 +11,80 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from filelock import FileLock
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch._higher_order_ops import scan
 from torch.utils._pytree import tree_map
 
 from p3.checkpoint import Checkpoint
-from p3.data import make_points
+from p3.data import make_shard
 from p3.result import FitResult
 from p3.spec import TrainingSpec
-from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, piece_lengths, train
+from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, piece_lengths, require_same, train
 from torchp3.device import describe_device, find_device
+from torchp3.distributed import devices_here, gather, together, total, watched
 from torchp3.model import Coefficients, loss
 from torchp3.optimizer import State, initial_state, update
 from torchp3.program import LOCK, CompilerError, Program, any_sizes, compile_program, fingerprint, load, path_of, trace
 from torchp3.schedule import learning_rates
 
 Carry = tuple[Coefficients, State]
-Step = Callable[[Carry, Tensor, Tensor, dict[str, Tensor]], tuple[Carry, dict[str, Tensor]]]
+# x and y of a device's points; and, where it shares points with others, how many of these are points, and, of batches,
+# the number of the first.
+Shard = dict[str, Tensor]
+Step = Callable[[Carry, Shard, dict[str, Tensor]], tuple[Carry, dict[str, Tensor]]]
 
 
 def loss_and_gradients(
-    coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
+    coefficients: Coefficients,
+    x: Float[Tensor, "points"],
+    y: Float[Tensor, "points"],
+    own: Bool[Tensor, "points"] | None = None,
 ) -> tuple[Float[Tensor, ""], Coefficients]:
     """The loss, and its gradient with respect to each coefficient."""
     leaves = {name: coefficient.detach().requires_grad_() for name, coefficient in coefficients.items()}
-    value = loss(leaves, x, y)
+    value = loss(leaves, x, y, own)
     return value.detach(), dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
 
 
 def losses_and_gradients(
-    coefficients: Coefficients, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
+    coefficients: Coefficients,
+    x: Float[Tensor, "points"],
+    y: Float[Tensor, "points"],
+    own: Bool[Tensor, "points"] | None = None,
 ) -> tuple[Float[Tensor, "fits"], Coefficients]:
     """The same of many fits at once; the gradient of the losses' sum, of which each depends on its own coefficients."""
     leaves = {name: coefficient.detach().requires_grad_() for name, coefficient in coefficients.items()}
-    values = torch.func.vmap(loss, in_dims=(0, None, None))(leaves, x, y)
+    values = torch.func.vmap(loss, in_dims=(0, None, None, None))(leaves, x, y, own)
     return values.detach(), dict(zip(leaves, torch.autograd.grad(values.sum(), list(leaves.values())), strict=True))
 
 
 def seen(
-    x: Float[Tensor, "points"], y: Float[Tensor, "points"], told: Mapping[str, Tensor]
-) -> tuple[Float[Tensor, "seen"], Float[Tensor, "seen"]]:
-    """The points that a step sees."""
-    return (x[told["batch"]], y[told["batch"]]) if "batch" in told else (x, y)
+    shard: Shard, told: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, "seen"], Float[Tensor, "seen"], Bool[Tensor, "seen"] | None]:
+    """The points that a step sees, and which of them are the device's own, where not all are."""
+    x, y = shard["x"], shard["y"]
+    if "batch" not in told:
+        return x, y, torch.arange(len(x), device=x.device) < shard["count"] if "count" in shard else None
+    if "first" not in shard:
+        return x[told["batch"]], y[told["batch"]], None
+    places = told["batch"] - shard["first"]
+    own = (places >= 0) & (places < shard["count"])
+    places = torch.where(own, places, 0)
+    return x[places], y[places], own
 
 
 def step(
     spec: TrainingSpec,
     carry: Carry,
-    x: Float[Tensor, "points"],
-    y: Float[Tensor, "points"],
+    shard: Shard,
     told: dict[str, Tensor],
 ) -> tuple[Carry, dict[str, Tensor]]:
     """One step: the coefficients and the optimizer's state after it, and what is recorded of it, number by number."""
     coefficients, state = carry
     differentiate = losses_and_gradients if coefficients["a"].ndim else loss_and_gradients
-    value, gradients = differentiate(coefficients, *seen(x, y, told))
+    value, gradients = total(spec, *differentiate(coefficients, *seen(shard, told)))
     updated, state = update(spec.optimizer, coefficients, gradients, state, told["count"], told["learning_rate"])
     record = {"losses": value}
     if spec.trace:
@@ -98,14 +116,12 @@ def arrange(
     }
 
 
-def scan_steps(
-    step: Step, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"], steps: dict[str, Tensor]
-) -> tuple[Carry, dict[str, Tensor]]:
+def scan_steps(step: Step, carry: Carry, shard: Shard, steps: dict[str, Tensor]) -> tuple[Carry, dict[str, Tensor]]:
     """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
 
     def body(carry, told):  # type: ignore[no-untyped-def]  # Dynamo cannot trace annotations of generic types
         # scan refuses what may be a view.
-        return tree_map(torch.clone, step(carry, x, y, told))
+        return tree_map(torch.clone, step(carry, shard, told))
 
     after, recorded = scan(body, carry, steps)
     return after, arrange(carry[0], steps, recorded)
@@ -119,16 +135,12 @@ class Loop(torch.nn.Module):
         super().__init__()
         self.step = step
 
-    def forward(
-        self, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"], steps: dict[str, Tensor]
-    ) -> tuple[Carry, dict[str, Tensor]]:
+    def forward(self, carry: Carry, shard: Shard, steps: dict[str, Tensor]) -> tuple[Carry, dict[str, Tensor]]:
         """The steps."""
-        return scan_steps(self.step, carry, x, y, steps)
+        return scan_steps(self.step, carry, shard, steps)
 
 
-def compile_loop(
-    spec: TrainingSpec, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"], length: int
-) -> Program:
+def compile_loop(spec: TrainingSpec, carry: Carry, shard: Shard, length: int) -> Program:
     """
     The loop of so many steps as one program, of which 1 step is another than any more; compiled if it never was.
 
@@ -136,7 +148,7 @@ def compile_loop(
     that wait for each other at each step take longer than one, and far longer where they share a core. Multiplications
     are fused with additions, as JAX's compiler does, which leaves out roundings, and a quarter of the time.
     """
-    numbers = carry[0]["a"].numel() * (spec.batch_size or len(x))
+    numbers = carry[0]["a"].numel() * (spec.batch_size or len(shard["x"]))
     whole = 1000  # more operations, and more readers, than any expression here has
     options = {
         "cpp.enable_floating_point_contract_flag": "fast",
@@ -145,30 +157,32 @@ def compile_loop(
         "realize_reads_threshold": whole,
         "realize_acc_reads_threshold": whole,
     }
-    steps = {name: torch.as_tensor(values, device=x.device) for name, values in blank_steps(spec, length).items()}
-    one = carry, x, y, {name: values[0] for name, values in steps.items()}
+    device = shard["x"].device
+    steps = {name: torch.as_tensor(values, device=device) for name, values in blank_steps(spec, length).items()}
+    one = carry, shard, {name: values[0] for name, values in steps.items()}
     this_step = partial(step, spec)
-    about = length, carry[0]["a"].shape, options, describe_device(x.device), Path(__file__).read_text(encoding="utf-8")
+    about = length, carry[0]["a"].shape, options, describe_device(device), Path(__file__).read_text(encoding="utf-8")
     with LOCK:
         path = path_of(f"{fingerprint(this_step, one, about)}.pt2")
         with suppress(RuntimeError):  # there is none, or it is not whole
             return load(path)
+    with LOCK, FileLock(f"{path}.lock"):  # of processes that need the same program one compiles it
+        with suppress(RuntimeError):
+            return load(path)
         # scan has outputs of any length, but not of any width: a program is for so many fits.
-        sizes = tree_map(lambda values: None, carry), *tree_map(any_sizes, (x, y, steps))
-        compile_program(Loop(trace(this_step, one)), (carry, x, y, steps), sizes, options, path)
+        sizes = tree_map(lambda values: None, carry), *tree_map(any_sizes, (shard, steps))
+        compile_program(Loop(trace(this_step, one)), (carry, shard, steps), sizes, options, path)
         return load(path)
 
 
-def compile_piece(
-    spec: TrainingSpec, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
-) -> Piece[Carry] | None:
+def compile_piece(spec: TrainingSpec, carry: Carry, shard: Shard) -> Piece[Carry] | None:
     """The loop of a piece as one compiled program, or None, and a warning, where PyTorch cannot compile."""
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         warnings.warn(f"{EAGERLY}: TORCH_COMPILE_DISABLE is set", RuntimeWarning, stacklevel=4)
         return None
     try:
         loops = {
-            length: compile_loop(spec, carry, x, y, length)
+            length: compile_loop(spec, carry, shard, length)
             for length in {min(length, 2) for length in piece_lengths(spec)}
         }
     except CompilerError as error:
@@ -176,36 +190,32 @@ def compile_piece(
         return None
 
     def piece(carry: Carry, steps: Steps) -> tuple[Carry, Record]:
-        told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
-        carry, record = loops[min(len(steps["count"]), 2)](carry, x, y, told)
+        told = {name: torch.as_tensor(values, device=shard["x"].device) for name, values in steps.items()}
+        carry, record = loops[min(len(steps["count"]), 2)](carry, shard, told)
         return carry, {name: values.cpu().numpy() for name, values in record.items()}
 
     return piece
 
 
-def eager_piece(
-    spec: TrainingSpec, x: Float[Tensor, "points"], y: Float[Tensor, "points"], carry: Carry, steps: Steps
-) -> tuple[Carry, Record]:
+def eager_piece(step: Step, shard: Shard, carry: Carry, steps: Steps) -> tuple[Carry, Record]:
     """The same loop in Python, one operation at a time."""
-    told = {name: torch.as_tensor(values, device=x.device) for name, values in steps.items()}
+    told = {name: torch.as_tensor(values, device=shard["x"].device) for name, values in steps.items()}
     before, records = carry[0], []
     for of_step in zip(*told.values(), strict=True):
-        carry, record = step(spec, carry, x, y, dict(zip(told, of_step, strict=True)))
+        carry, record = step(carry, shard, dict(zip(told, of_step, strict=True)))
         records.append(torch.stack(list(record.values())))  # many small objects would keep the garbage collector busy
     recorded = dict(zip(record, torch.stack(records).unbind(1), strict=True))
     record = arrange(before, told, recorded)
     return carry, {name: values.cpu().numpy() for name, values in record.items()}
 
 
-def make_piece(
-    spec: TrainingSpec, carry: Carry, x: Float[Tensor, "points"], y: Float[Tensor, "points"]
-) -> tuple[Piece[Carry], bool, float]:
+def make_piece(spec: TrainingSpec, carry: Carry, shard: Shard) -> tuple[Piece[Carry], bool, float]:
     """The loop of a piece, whether it is compiled, and the seconds that it took to compile, or to load libraries."""
     begin = perf_counter()
-    piece = compile_piece(spec, carry, x, y) if spec.jit else None
+    piece = compile_piece(spec, carry, shard) if spec.jit else None
     compiled = piece is not None
     if piece is None:
-        piece = partial(eager_piece, spec, x, y)
+        piece = partial(eager_piece, partial(step, spec), shard)
         piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
     return piece, compiled, perf_counter() - begin
 
@@ -216,10 +226,11 @@ def to_floats(carry: Carry) -> tuple[dict[str, float], dict[str, dict[str, float
     return coefficients, state
 
 
-def place(spec: TrainingSpec) -> tuple[Float[Tensor, "points"], Float[Tensor, "points"]]:
-    """The points on the device."""
-    points, device = make_points(spec), find_device(spec.device)
-    return torch.as_tensor(points.x, device=device), torch.as_tensor(points.y, device=device)
+def place(spec: TrainingSpec) -> Shard:
+    """The points on the device; where devices share them, the part of this process's device."""
+    device = find_device(spec.device)
+    (number,) = devices_here(spec)
+    return {name: torch.as_tensor(values, device=device) for name, values in make_shard(spec, number).items()}
 
 
 def place_coefficients(
@@ -242,13 +253,18 @@ def fit(
     progress : called as progress(step, loss) each log_every steps, and at the last
     checkpoint : a new directory to save each of these pieces in; or a `Checkpoint`, of a run that goes on if it is to
 
+    Where devices share the points, each of their processes calls this alike, with directories that all of them see, and
+    has the same result; the first one alone saves.
+
     Raises
     ------
     InputError
-        The points are not finite in the specification's dtype; there is no such device; or the checkpoint is of
-        another specification, or not whole.
+        The points are not finite in the specification's dtype; there is no such device, or not as many; or the
+        checkpoint is of another specification, or not whole.
     DivergenceError
         A loss or a coefficient is not finite.
+    LostProcessError
+        Of several processes one has ended, or has not answered for `p3.training.PATIENCE` seconds.
 
     Warns
     -----
@@ -257,18 +273,20 @@ def fit(
     """
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
-    saved = checkpoint.read(spec) if checkpoint is not None else None
     device = find_device(spec.device)
     # Gradients are on for this fit alone, whatever the caller has switched off.
-    with torch.inference_mode(False), torch.enable_grad():
-        x, y = place(spec)
+    with watched(spec), torch.inference_mode(False), torch.enable_grad():
+        saved = together(spec, lambda: checkpoint.read(spec) if checkpoint is not None else None)
+        require_same(gather(spec, (spec, saved.steps if saved is not None else 0)))
+        shard = together(spec, lambda: place(spec))
         start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)
         if saved is not None:
             state = {name: place_coefficients(spec, values) for name, values in saved.state.items()}
             carry = place_coefficients(spec, saved.coefficients), state
-        piece, compiled, compile_seconds = make_piece(spec, carry, x, y)
-        trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, checkpoint, saved)
+        piece, compiled, compile_seconds = make_piece(spec, carry, shard)
+        written = checkpoint if 0 in devices_here(spec) else None  # by one process
+        trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, written, saved)
     return FitResult(
         backend="torch",
         spec=spec,

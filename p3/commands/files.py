@@ -20,7 +20,7 @@ def writable(context: click.Context, parameter: click.Parameter, path: str | Non
     except OSError as error:
         raise InputError(f"{parameter.opts[0]} {path}: cannot be written: {error.strerror}") from error
     if is_new:
-        os.unlink(path)
+        Path(path).unlink(missing_ok=True)  # by another process of the same fit
     return Path(path)
 
 

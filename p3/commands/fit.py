@@ -23,9 +23,9 @@ from p3.starts import StartsResult, random_starts
 
 
 @contextmanager
-def progress_bar(title: str, jit: bool, total: int) -> Iterator[Callable[[float, float], None]]:
+def progress_bar(title: str, jit: bool, total: int, wanted: bool = True) -> Iterator[Callable[[float, float], None]]:
     """A bar on a terminal's standard error, of steps or of fits, and nothing in a pipe."""
-    if not sys.stderr.isatty():
+    if not (wanted and sys.stderr.isatty()):
         yield lambda done, loss: None
         return
     from rich.console import Console  # a tenth of a second, which only a terminal needs
@@ -64,16 +64,19 @@ def fit(
 ) -> FitResult:
     """The backend's fit, with a progress bar, and `report(step, loss)` as the steps are done."""
     package = load(backend)
+    is_first = package.distributed.process_index() == 0
     with (
-        progress_bar(BACKENDS[backend].title, spec.jit, spec.steps) as show,
+        progress_bar(BACKENDS[backend].title, spec.jit, spec.steps, is_first) as show,
         interrupts_noted(checkpoint is not None) as interrupted,
     ):
 
         def progress(step: int, loss: float) -> None:
             show(step + 1, loss)
-            if report is not None:
+            if report is not None and is_first:
                 report(step, loss)
-            if checkpoint is not None and interrupted() and step + 1 < spec.steps:
+            if checkpoint is None or step + 1 == spec.steps:
+                return
+            if any(package.distributed.gather(spec, interrupted())):
                 again = f"{BACKENDS[backend].package} --checkpoint {shlex.quote(str(checkpoint.directory))} --resume"
                 raise click.exceptions.Abort(f"interrupted; saved up to step {step}: go on with {again}")
 
@@ -124,11 +127,17 @@ def fit_command(backend: BackendName) -> click.Command:
         if checkpoint == "":
             raise InputError("--checkpoint is empty; give it a directory")
         saved = Checkpoint(checkpoint, resume) if checkpoint is not None else None
-        spec = specification(spec_file, flags, saved.specification() if saved is not None else None)
-        result = fit(backend, spec, lambda step, loss: click.echo(f"{step} {loss}"), saved)
-        click.echo(result)
-        if output:
-            result.save(output)
+        begun = saved.specification() if saved is not None else None
+        if begun is not None:
+            begun = begun.replace({"devices": 1})  # a run goes on with as many as there are now
+        spec = specification(spec_file, flags, begun)
+        distributed = load(backend).distributed
+        with distributed.joined(spec) as spec:
+            result = fit(backend, spec, lambda step, loss: click.echo(f"{step} {loss}"), saved)
+            if distributed.process_index() == 0:
+                click.echo(result)
+                if output:
+                    result.save(output)
         return 0
 
     return click.Command(

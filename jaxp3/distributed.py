@@ -1,0 +1,254 @@
+"""
+Devices that share the points: which part is this process's, and what all of them do together.
+
+JAX has one process for several devices, or one for each, and `jax.distributed` connects them.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from threading import Event, Thread, Timer
+from time import monotonic
+from typing import NoReturn, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax._src import distributed
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from jaxp3.device import find_device
+from jaxp3.model import Coefficients
+from p3.errors import InputError, LostProcessError
+from p3.spec import TrainingSpec
+from p3.training import PATIENCE, ROLL_CALL
+
+Made = TypeVar("Made")
+
+AXIS = "devices"  # of the mesh
+SHARED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
+
+
+def process_count() -> int:
+    """How many processes are connected."""
+    return jax.process_count()
+
+
+def process_index() -> int:
+    """Which of them this is, counted from 0."""
+    return jax.process_index()
+
+
+def mesh(spec: TrainingSpec) -> Mesh:
+    """
+    The specification's devices, as many of each process.
+
+    Raises
+    ------
+    InputError
+        There are not as many.
+    """
+    of_each, left_over = divmod(spec.devices, process_count())
+    everywhere = jax.devices(find_device(spec.device).platform)
+    chosen = [
+        device
+        for process in range(process_count())
+        for device in [device for device in everywhere if device.process_index == process][:of_each]
+    ]
+    if left_over or len(chosen) < spec.devices:
+        raise InputError(
+            f"devices = {spec.devices}, and there are {process_count()} processes with {jax.local_device_count()} "
+            "each; give a multiple of the processes, and of CPU devices have as many by jax_num_cpu_devices, before "
+            "JAX is first used"
+        )
+    return Mesh(np.array(chosen), (AXIS,))
+
+
+def devices_here(spec: TrainingSpec) -> range:
+    """
+    Which of the specification's devices are this process's.
+
+    Raises
+    ------
+    InputError
+        There are not as many.
+    """
+    if spec.devices == 1:
+        return range(1)
+    here = [number for number, device in enumerate(mesh(spec).devices) if device.process_index == process_index()]
+    return range(here[0], here[-1] + 1)
+
+
+@contextmanager
+def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
+    """
+    For a command: connect the processes that were started together, if they were, and count them in the specification.
+
+    They are told of each other by JAX_COORDINATOR_ADDRESS, which `jax.distributed` knows, and by JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, which may be left out where it finds out by itself, as under Slurm and Open MPI.
+
+    JAX aborts a process when another one is lost. Where this finds out first, it says so in one line, and ends the
+    process all the same: JAX would wait for the others.
+    """
+    if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        if spec.devices > 1:
+            jax.config.update("jax_num_cpu_devices", spec.devices)
+        yield spec
+        return
+    size, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    never = LostProcessError(int(index or 0), int(size or 0), [], f"not all came within {PATIENCE} seconds")
+    late = Timer(PATIENCE, leave, [never])
+    late.start()
+    jax.distributed.initialize(
+        num_processes=None if size is None else int(size),
+        process_id=None if index is None else int(index),
+        initialization_timeout=2 * PATIENCE,
+        heartbeat_timeout_seconds=2 * PATIENCE,
+        shutdown_timeout_seconds=PATIENCE,
+    )
+    late.cancel()
+    processes = distributed.global_state.num_processes
+    if spec.devices == 1:
+        spec = spec.replace({"devices": processes})
+    jax.config.update("jax_num_cpu_devices", max(1, spec.devices // processes))
+    ending = Event()
+    Thread(target=meet, args=[ending], daemon=True).start()
+    try:
+        yield spec
+    except LostProcessError as error:
+        leave(error)
+    finally:
+        ending.set()
+        jax.distributed.shutdown()
+
+
+def meet(ending: Event) -> None:
+    """Meet the other processes every few seconds; where one does not come, end this one."""
+    for number in count():
+        try:
+            distributed.global_state.client.wait_at_barrier(f"p3 {number}", 1000 * PATIENCE)
+        except Exception as error:
+            if not ending.is_set():
+                reason = str(error).partition("\n")[0]
+                leave(LostProcessError(process_index(), process_count(), absent(), reason))
+        if ending.wait(PATIENCE / 6):
+            return
+
+
+def leave(error: LostProcessError) -> NoReturn:
+    """Say what happened, and end the process before JAX does."""
+    sys.stdout.flush()
+    print(f"jaxp3: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def gather(spec: TrainingSpec, value: Made) -> list[Made]:
+    """What each process has here, in their order."""
+    if spec.devices == 1 or process_count() == 1:
+        return [value]
+    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = process_allgather(np.array(len(content)))
+    contents = process_allgather(np.pad(content, (0, int(sizes.max()) - len(content))))
+    return [pickle.loads(content[:size].tobytes()) for content, size in zip(contents, sizes, strict=True)]
+
+
+def together(spec: TrainingSpec, make: Callable[[], Made]) -> Made:
+    """
+    What a process makes, if all of them can.
+
+    Raises
+    ------
+    InputError
+        One of them cannot.
+    """
+    if spec.devices == 1:
+        return make()
+    made, message = None, None
+    try:
+        made = make()
+    except InputError as error:
+        message = str(error)
+    for theirs in gather(spec, message):
+        if theirs is not None:
+            raise InputError(theirs)
+    return made
+
+
+def lay_out(spec: TrainingSpec, shards: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, Array]:
+    """The shards of this process's devices, as arrays that lie on all of them, each device's part after the other's."""
+    if spec.devices == 1:
+        return {name: jnp.asarray(values) for name, values in shards[0].items()}
+    devices = mesh(spec)
+    sharding = NamedSharding(devices, SHARED)
+    parts: dict[str, list[Array]] = {}
+    for number, shard in shards.items():
+        for name, values in shard.items():
+            parts.setdefault(name, []).append(jax.device_put(values, devices.devices[number]))
+    return {
+        name: jax.make_array_from_single_device_arrays((spec.devices * len(of_name[0]),), sharding, of_name)
+        for name, of_name in parts.items()
+    }
+
+
+def on_each(spec: TrainingSpec, function: Callable[..., Made]) -> Callable[..., Made]:
+    """A function of a carry, a shard and what steps are told, as a program that each device runs on its own shard."""
+    if spec.devices == 1:
+        return function
+    specs = REPLICATED, SHARED, REPLICATED
+    return jax.jit(jax.shard_map(function, mesh=mesh(spec), in_specs=specs, out_specs=REPLICATED))
+
+
+def apart(spec: TrainingSpec, coefficients: Coefficients) -> Coefficients:
+    """
+    The coefficients as each device's own.
+
+    The gradient of what all devices have in common is summed over them by `jax.grad`, number by number.
+    """
+    return coefficients if spec.devices == 1 else jax.lax.pcast(coefficients, AXIS, to="varying")
+
+
+def total(spec: TrainingSpec, loss: Float[Array, ""], gradients: Coefficients) -> tuple[Float[Array, ""], Coefficients]:
+    """
+    The sums over all devices of each one's part of the loss, and of its gradients.
+
+    A collective of the compiler's own, which the compiled loop calls without leaving it: five numbers at once, since
+    what a collective takes is the time to meet.
+    """
+    if spec.devices == 1:
+        return loss, gradients
+    value, *sums = jax.lax.psum(jnp.stack([loss, *gradients.values()]), AXIS)
+    return value, dict(zip(gradients, sums, strict=True))
+
+
+@contextmanager
+def watched(spec: TrainingSpec) -> Iterator[None]:
+    """Turn what JAX says where a process is lost into a `LostProcessError`, which says which one it is."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        if spec.devices == 1 or not any(word in reason.lower() for word in ("gloo", "nccl", "coordination")):
+            raise
+        raise LostProcessError(process_index(), process_count(), absent(), reason) from error
+
+
+def absent() -> list[int]:
+    """The processes that do not answer a roll call within `ROLL_CALL` seconds; the first keeps the book."""
+    client, until = distributed.global_state.client, monotonic() + ROLL_CALL
+    missing = []
+    try:
+        client.key_value_set(f"p3 here {process_index()}", "", allow_overwrite=True)
+    except Exception:  # the book is gone
+        return [0]
+    for process in range(process_count()):
+        try:
+            client.blocking_key_value_get(f"p3 here {process}", max(1, int(1000 * (until - monotonic()))))
+        except Exception:
+            missing.append(process)
+    return missing

@@ -1,0 +1,161 @@
+"""
+Devices that share the points: which part is this process's, and what all of them do together.
+
+PyTorch has a process for each device, `torchrun` or the like starts them, and `torch.distributed` connects them.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Thread
+from time import sleep
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from p3.errors import InputError, LostProcessError
+from p3.spec import TrainingSpec
+from p3.training import PATIENCE, ROLL_CALL
+from torchp3.model import Coefficients
+
+Made = TypeVar("Made")
+
+
+def process_count() -> int:
+    """How many processes are connected."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def process_index() -> int:
+    """Which of them this is, counted from 0."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def devices_here(spec: TrainingSpec) -> range:
+    """
+    Which of the specification's devices are this process's.
+
+    Raises
+    ------
+    InputError
+        There are not as many processes as devices.
+    """
+    if spec.devices == 1:
+        return range(1)
+    if spec.devices != process_count():
+        raise InputError(
+            f"devices = {spec.devices}, and there are {process_count()} processes, each for one device; "
+            f"start as many: torchrun --nproc-per-node {spec.devices} -m torchp3"
+        )
+    return range(process_index(), process_index() + 1)
+
+
+@contextmanager
+def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
+    """
+    For a command: connect the processes that `torchrun` started, if it did, and give the specification their number.
+
+    Raises
+    ------
+    LostProcessError
+        Not all of them come, within `PATIENCE` seconds.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        yield spec
+        return
+    if on_gpu := spec.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=PATIENCE))
+    except torch.distributed.DistError as error:
+        raise LostProcessError(int(os.environ["RANK"]), processes, [], str(error).partition("\n")[0]) from error
+    try:
+        yield spec if spec.devices > 1 else spec.replace({"devices": processes})
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def gather(spec: TrainingSpec, value: Made) -> list[Made]:
+    """What each process has here, in their order."""
+    if spec.devices == 1:
+        return [value]
+    values: list[Made] = [value] * process_count()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def together(spec: TrainingSpec, make: Callable[[], Made]) -> Made:
+    """
+    What a process makes, if all of them can.
+
+    Raises
+    ------
+    InputError
+        One of them cannot.
+    """
+    if spec.devices == 1:
+        return make()
+    made, message = None, None
+    try:
+        made = make()
+    except InputError as error:
+        message = str(error)
+    for theirs in gather(spec, message):
+        if theirs is not None:
+            raise InputError(theirs)
+    return made
+
+
+def total(
+    spec: TrainingSpec, loss: Float[Tensor, ""], gradients: Coefficients
+) -> tuple[Float[Tensor, ""], Coefficients]:
+    """
+    The sums over all devices of each one's part of the loss, and of its gradients.
+
+    A functional collective, which the compiled loop calls without leaving it: five numbers at once, since what a
+    collective takes is the time to meet.
+    """
+    if spec.devices == 1:
+        return loss, gradients
+    from torch.distributed import _functional_collectives  # which loads much, for several processes alone
+
+    parts = torch.stack([loss, *gradients.values()])
+    value, *sums = _functional_collectives.all_reduce(parts, "sum", torch.distributed.group.WORLD).unbind()
+    return value.clone(), {name: part.clone() for name, part in zip(gradients, sums, strict=True)}
+
+
+@contextmanager
+def watched(spec: TrainingSpec) -> Iterator[None]:
+    """Turn what PyTorch says where a process is lost into a `LostProcessError`, which says which one it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if spec.devices == 1 or not any(word in reason.lower() for word in ("gloo", "nccl", "pair closure")):
+            raise
+        raise LostProcessError(process_index(), process_count(), absent(), reason) from error
+
+
+def absent() -> list[int]:
+    """The processes that do not answer a roll call within `ROLL_CALL` seconds; the first keeps the book."""
+    store, processes = distributed_c10d._get_default_store(), range(process_count())
+    missing = [process for process in processes if process != process_index()]
+
+    def call() -> None:
+        try:
+            store.set(f"p3 here {process_index()}", "")
+            while missing:
+                missing[:] = [process for process in missing if not store.check([f"p3 here {process}"])]
+                sleep(0.05)
+        except torch.distributed.DistError:  # the book is gone
+            missing[:] = [0]
+
+    roll_call = Thread(target=call, daemon=True)  # which waits for as long as the book's keeper is stopped
+    roll_call.start()
+    roll_call.join(ROLL_CALL)
+    return missing
