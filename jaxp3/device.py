@@ -16,14 +16,14 @@ def find_device(name: str) -> jax.Device:
     """
     if name != "cpu":
         try:
-            return jax.devices("cuda")[0]
+            return jax.local_devices(backend="cuda")[0]
         except RuntimeError:
             if name == "gpu":
                 raise InputError(
                     f"device = 'gpu', but JAX {jax.__version__} finds no CUDA GPU; use 'cpu' or 'auto', "
                     'or install "jax[cuda13]" on a machine with an NVIDIA GPU and driver'
                 ) from None
-    return jax.devices("cpu")[0]
+    return jax.local_devices(backend="cpu")[0]
 
 
 def describe_device(device: jax.Device) -> str:

@@ -196,6 +196,11 @@ def lay_out(spec: TrainingSpec, shards: Mapping[int, Mapping[str, np.ndarray]]) 
     }
 
 
+def replicate(spec: TrainingSpec, carry: Made) -> Made:
+    """A carry as all devices take it: of NumPy's arrays JAX knows that each process has the same."""
+    return carry if spec.devices == 1 else jax.tree.map(np.asarray, carry)
+
+
 def on_each(spec: TrainingSpec, function: Callable[..., Made]) -> Callable[..., Made]:
     """A function of a carry, a shard and what steps are told, as a program that each device runs on its own shard."""
     if spec.devices == 1:

@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Float64
 
 from jaxp3.device import describe_device, find_device
-from jaxp3.distributed import apart, devices_here, gather, lay_out, on_each, together, total, watched
+from jaxp3.distributed import apart, devices_here, gather, lay_out, on_each, replicate, together, total, watched
 from jaxp3.model import Coefficients, loss
 from jaxp3.optimizer import State, initial_state, update
 from jaxp3.schedule import learning_rates
@@ -104,7 +104,7 @@ def seen(
     """The points that a step sees, and which of them are the device's own, where not all are."""
     x, y = shard["x"], shard["y"]
     if "batch" not in told:
-        return x, y, jnp.arange(len(x)) < shard["count"] if "count" in shard else None
+        return x, y, jnp.arange(x.shape[0]) < shard["count"] if "count" in shard else None
     if "first" not in shard:
         return x[told["batch"]], y[told["batch"]], None
     places = told["batch"] - shard["first"]
@@ -253,7 +253,7 @@ def fit(
     """
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
-    device = find_device(spec.device)
+    device, here = find_device(spec.device), devices_here(spec)
     # float64 is switched on for this fit alone: the flag is the thread's while the context lasts.
     with watched(spec), jax.enable_x64(spec.dtype == "float64"), jax.default_device(device):
         saved = together(spec, lambda: checkpoint.read(spec) if checkpoint is not None else None)
@@ -264,8 +264,9 @@ def fit(
         if saved is not None:
             state = {name: place_coefficients(spec, values) for name, values in saved.state.items()}
             carry = place_coefficients(spec, saved.coefficients), state
+        carry = replicate(spec, carry)
         piece, compiled, compile_seconds = make_piece(spec, carry, shard)
-        written = checkpoint if 0 in devices_here(spec) else None  # by one process
+        written = checkpoint if 0 in here else None  # by one process
         trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, written, saved)
     return FitResult(
         backend="jax",

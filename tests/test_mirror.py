@@ -37,6 +37,7 @@ ONLY_IN = {
     ("torchp3", "compile_loop"): "where a program is in a file already; jax.jit takes a fifth of a second to make one",
     ("jaxp3", "mesh"): "a process of JAX's can have several devices, and PyTorch's has one",
     ("jaxp3", "lay_out"): "a JAX array lies on all devices, of which a tensor of PyTorch's is one's part",
+    ("jaxp3", "replicate"): "a tensor of PyTorch's is its process's own",
     ("jaxp3", "on_each"): "what a process of PyTorch's runs anyway",
     (
         "jaxp3",

@@ -66,7 +66,7 @@ def seen(
     """The points that a step sees, and which of them are the device's own, where not all are."""
     x, y = shard["x"], shard["y"]
     if "batch" not in told:
-        return x, y, torch.arange(len(x), device=x.device) < shard["count"] if "count" in shard else None
+        return x, y, torch.arange(x.shape[0], device=x.device) < shard["count"] if "count" in shard else None
     if "first" not in shard:
         return x[told["batch"]], y[told["batch"]], None
     places = told["batch"] - shard["first"]
@@ -273,7 +273,7 @@ def fit(
     """
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
-    device = find_device(spec.device)
+    device, here = find_device(spec.device), devices_here(spec)
     # Gradients are on for this fit alone, whatever the caller has switched off.
     with watched(spec), torch.inference_mode(False), torch.enable_grad():
         saved = together(spec, lambda: checkpoint.read(spec) if checkpoint is not None else None)
@@ -285,7 +285,7 @@ def fit(
             state = {name: place_coefficients(spec, values) for name, values in saved.state.items()}
             carry = place_coefficients(spec, saved.coefficients), state
         piece, compiled, compile_seconds = make_piece(spec, carry, shard)
-        written = checkpoint if 0 in devices_here(spec) else None  # by one process
+        written = checkpoint if 0 in here else None  # by one process
         trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, written, saved)
     return FitResult(
         backend="torch",

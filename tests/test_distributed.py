@@ -1,0 +1,285 @@
+"""Devices that share the points fit what one fits alone, and where one of them is lost all of them end."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import COMPARISONS, PROBLEMS, fitted
+from processes import WORKER, ended, environments, run_commands, run_worker, running
+from test_optimizers import RULES
+
+import p3
+from p3 import FitResult, InputError, LostProcessError, TrainingSpec
+from p3.backends import BACKENDS, load
+from p3.checkpoint import Checkpoint
+from p3.data import make_points, make_shard
+from p3.training import ROLL_CALL, require_same
+
+SAME = 1e-12  # relative, of sums in float64 that are taken in another order
+ADDRESS = re.compile(r"\[127\.0\.0\.1\]")
+
+SLOW = pytest.mark.slow
+ASYMMETRIC = PROBLEMS["asymmetric"].replace({"dtype": "float64", "log_every": 30})
+
+CASES = {
+    "tutorial": PROBLEMS["tutorial"].replace({"dtype": "float64", "steps": 200}),
+    "asymmetric": ASYMMETRIC.replace({"steps": 200}),
+    "parts that are not whole": ASYMMETRIC.replace({"steps": 100, "jit": False, "data": {"points": 1501}}),
+    "fewer points than processes": ASYMMETRIC.replace({"steps": 40, "jit": False, "data": {"points": 2}}),
+    "batches": ASYMMETRIC.replace({"steps": 60, "jit": False, "batch_size": 100, "optimizer": RULES["adam"]}),
+    "eager": ASYMMETRIC.replace({"steps": 60, "jit": False}),
+}
+
+
+def assert_same(result: FitResult, alone: FitResult) -> None:
+    """Of the tutorial's problem a and c are zero but for rounding, so theirs is relative to the largest coefficient."""
+    size = max(map(abs, alone.coefficients.values()))
+    for name, value in alone.coefficients.items():
+        assert abs(result.coefficients[name] - value) <= SAME * size, name
+    np.testing.assert_allclose(result.losses, alone.losses, rtol=SAME, atol=0)
+    assert result.traces.keys() == alone.traces.keys()
+    assert result.compiled == alone.compiled
+
+
+def assert_all_same(backend, count, specs, directory):
+    """Fits by so many processes come to what fits by one do."""
+    (directory / "specs.json").write_text(json.dumps([spec.model_dump(mode="json") for spec in specs]))
+    for ending in run_worker(backend, count, "fits", directory / "specs.json", directory):
+        assert ending.code == 0, ending.errors
+    for number, spec in enumerate(specs):
+        result = FitResult.load(directory / f"{number}.json")
+        assert result.spec == spec.replace({"devices": count})
+        assert_same(result, fitted(backend, spec))
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=SLOW)])
+def test_processes_fit_what_one_does(backend, count, tmp_path):
+    assert_all_same(backend, count, CASES.values(), tmp_path)
+
+
+@SLOW
+@pytest.mark.parametrize("count", [2, 3])
+def test_compiled_processes_fit_what_one_does_to_the_end(backend, count, tmp_path):
+    assert_all_same(backend, count, [PROBLEMS[name].replace({"dtype": "float64"}) for name in PROBLEMS], tmp_path)
+
+
+@SLOW
+def test_compiled_batches_and_parts_that_are_not_whole(backend, tmp_path):
+    cases = ("batches", "parts that are not whole", "fewer points than processes")
+    assert_all_same(backend, 3, [CASES[name].replace({"jit": True}) for name in cases], tmp_path)
+
+
+# --- parts
+
+
+@pytest.mark.parametrize("points", [2, 3, 1500, 1501])
+@pytest.mark.parametrize("devices", [2, 3, 7])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_the_parts_together_are_the_points_and_no_device_has_more_than_its_part(points, devices, batch_size):
+    spec = PROBLEMS["asymmetric"].replace({"devices": devices, "batch_size": batch_size, "data": {"points": points}})
+    shards = [make_shard(spec, device) for device in range(devices)]
+    whole = make_points(spec)
+    assert {len(shard["x"]) for shard in shards} == {len(shard["y"]) for shard in shards} == {-(-points // devices)}
+    counts = [int(shard["count"][0]) if "count" in shard else len(shard["x"]) for shard in shards]
+    for name in ("x", "y"):
+        together = np.concatenate([shard[name][:count] for shard, count in zip(shards, counts, strict=True)])
+        assert together.tobytes() == getattr(whole, name).tobytes()
+    if batch_size is not None:
+        assert [int(shard["first"][0]) for shard in shards] == [sum(counts[:device]) for device in range(devices)]
+
+
+def test_one_device_has_all_as_they_are():
+    spec = PROBLEMS["asymmetric"]
+    assert make_shard(spec, 0).keys() == {"x", "y"}
+
+
+def test_processes_must_go_on_alike():
+    spec = TrainingSpec()
+    require_same([(spec, 20), (spec, 20)])
+    with pytest.raises(InputError, match=r"steps is 2000 in process 0 and 10 in process 1; give all of them one"):
+        require_same([(spec, 0), (spec.replace({"steps": 10}), 0)])
+    with pytest.raises(InputError, match=r"the checkpoint has 20 steps in process 0 and 0 in process 2; give a dir"):
+        require_same([(spec, 20), (spec, 20), (spec, 0)])
+
+
+# --- commands
+
+
+def test_devices_of_one_process(tmp_path):
+    command = [sys.executable, "-m", "jaxp3", COMPARISONS / "asymmetric.toml", "--dtype", "float64"]
+    output = tmp_path / "result.json"
+    finished = subprocess.run(
+        [*command, "--devices", "2", "--output", output], capture_output=True, text=True, check=True
+    )
+    assert finished.stderr == ""
+    result = FitResult.load(output)
+    assert result.spec.devices == 2
+    assert_same(result, fitted("jax", PROBLEMS["asymmetric"].replace({"dtype": "float64"})))
+
+
+def test_torchrun(tmp_path):
+    # The command of the README, in the environment of these tests.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    flags = ["--dtype", "float64", "--no-jit", "--steps", "60", "--output", tmp_path / "result.json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    arguments = [[*command, "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-backend", "c10d", "-m", "torchp3", *flags]]
+    with running([[*arguments[0][: -len(flags)], COMPARISONS / "asymmetric.toml", *flags]], [environment]) as started:
+        (ending,) = ended(started, 120)
+    assert ending.code == 0, ending.errors
+    assert ending.output.count("Result: y = ") == 1
+    assert [line.split()[0] for line in ending.output.splitlines()[:-1]] == ["59"]
+    assert_same(FitResult.load(tmp_path / "result.json"), fitted("torch", CASES["eager"].replace({"log_every": 100})))
+
+
+def test_what_is_shown_and_written_is_so_once(backend, tmp_path):
+    flags = ["--steps", "20", "--log-every", "10", "--no-jit", "--output", tmp_path / "result.json"]
+    first, second = run_commands(backend, [flags] * 2)
+    assert first.code == second.code == 0, (first.errors, second.errors)
+    told = [line for line in first.output.splitlines() if not line.startswith("[Gloo]")]
+    assert [line.split()[0] for line in told] == ["9", "19", "Result:"]
+    assert not [line for line in second.output.splitlines() if not line.startswith("[Gloo]")]
+    assert FitResult.load(tmp_path / "result.json").spec.devices == 2
+
+
+def test_more_devices_than_there_are(backend):
+    message = "devices = 3, and there are 1 processes"
+    with pytest.raises(InputError, match=message):
+        load(backend).fit(TrainingSpec(devices=3))
+    command = [sys.executable, "-m", "torchp3", "--devices", "3"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "torchp3: devices = 3, and there are 1 processes, each for one device; start as many: "
+        "torchrun --nproc-per-node 3 -m torchp3\n"
+    )
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("first", [2, pytest.param(3, marks=SLOW)])
+def test_a_run_goes_on_in_any_number_of_processes_of_either_framework(backend, first, tmp_path):
+    flags = [COMPARISONS / "asymmetric.toml", "--dtype", "float64", "--no-jit", "--steps", "90", "--log-every", "30"]
+    run = tmp_path / "run"
+    for ending in run_commands(backend, [[*flags, "--checkpoint", run]] * first):
+        assert ending.code == 0, ending.errors
+    (run / "000000000090.safetensors").unlink()
+    (run / "000000000060.safetensors").unlink()
+    expected = fitted(backend, ASYMMETRIC.replace({"steps": 90, "jit": False}))
+    for other in BACKENDS:
+        alone, many = tmp_path / f"{other} 1", tmp_path / f"{other} 2"
+        shutil.copytree(run, alone)
+        shutil.copytree(run, many)
+        assert_same(load(other).fit(expected.spec, checkpoint=Checkpoint(alone, resume=True)), expected)
+        output = tmp_path / f"{other}.json"
+        for ending in run_commands(other, [["--checkpoint", many, "--resume", "--output", output]] * (5 - first)):
+            assert ending.code == 0, ending.errors
+        assert FitResult.load(output).spec.devices == 5 - first
+        assert_same(FitResult.load(output), expected)
+
+
+# --- what goes wrong
+
+
+def test_what_one_process_cannot_do_ends_all(backend):
+    for ending in run_worker(backend, 2, "one_cannot"):
+        assert "there is nothing here\n" in ending.output, ending.errors
+
+
+def test_processes_with_other_specifications(backend):
+    endings = run_commands(backend, [["--no-jit", "--steps", "10"], ["--no-jit", "--steps", "20"]])
+    for ending in endings:
+        assert ending.code == 2
+        assert "steps is 10 in process 0 and 20 in process 1; give all of them one" in ending.errors
+
+
+def test_a_process_that_never_comes(backend):
+    # Of two, each of which waits for the other and a third.
+    patience = 4
+    told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 3)[:2]]
+    begin = time.monotonic()
+    with running([[sys.executable, WORKER, backend, "one_cannot"]] * 2, told) as started:
+        endings = ended(started, 60)
+    assert time.monotonic() - begin < 3 * patience + 10  # and what it takes to load a framework
+    for index, ending in enumerate(endings):
+        assert ending.code == 1
+        assert f"process {index} of 3 has lost another process, which ended or does not answer" in ending.errors
+
+
+def lost(backend, told, command, what, when):
+    """
+    Two processes, of which one is sent a signal at some moment: the other one's ending, and the seconds to it.
+
+    JAX may abort a process before it can speak for itself, where the one that the others are told of each other by is
+    the one that is lost.
+    """
+    with running([command] * 2, told) as started:
+        time.sleep(when)
+        victim = Random(when).randrange(2)
+        os.kill(started[victim].pid, what)
+        begin = time.monotonic()
+        (ending,) = ended([started[1 - victim]], 120)
+    seconds = time.monotonic() - begin
+    print(f"{backend}, {when:.1f} s: {ending.code} after {seconds:.1f} s: {ending.errors[-400:]}")
+    assert ending.code in ((1,) if backend == "torch" else (1, -signal.SIGABRT))
+    if ending.code == 1:
+        assert f"process {1 - victim} of 2 has lost " in ending.errors
+    return ending, seconds
+
+
+@SLOW
+def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_path):
+    spec = ASYMMETRIC.replace({"steps": 10**6, "log_every": 20, "optimizer": RULES["adam"]})
+    spec.to_toml(tmp_path / "spec.toml")
+    run = tmp_path / "run"
+    run.mkdir()
+    command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", run]
+    patience, chance, done, endings = 10, Random(7), 0, []
+    for _ in range(20):
+        told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
+        ending, seconds = lost(backend, told, command, signal.SIGKILL, chance.uniform(0, 8))
+        endings.append(ending.code)
+        assert seconds < 2 * patience + ROLL_CALL
+        saved = Checkpoint(run, resume=True).read(spec)  # raises if a file is not whole
+        steps = saved.steps if saved else 0
+        assert steps >= done
+        done = steps
+    assert done > 20 * 20  # some pieces were done between kills
+    assert endings.count(1) >= 15
+    whole = load(backend).fit(spec.replace({"steps": done}))
+    np.testing.assert_allclose(saved.record["losses"], whole.losses, rtol=SAME, atol=0)
+
+
+@SLOW
+def test_a_process_that_stops_answering(backend, tmp_path):
+    ASYMMETRIC.replace({"steps": 10**6, "log_every": 20}).to_toml(tmp_path / "spec.toml")
+    (tmp_path / "run").mkdir()
+    patience = 10
+    told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
+    command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", tmp_path / "run"]
+    for when in (15, 16):  # of which the first stops the one process, and the second the other
+        _, seconds = lost(backend, told, command, signal.SIGSTOP, when)
+        assert seconds < 2 * patience + ROLL_CALL
+
+
+@SLOW
+def test_ten_to_the_eighth_points_in_two_processes_within_three_gibibytes_each(backend):
+    for ending in run_worker(backend, 2, "memory", str(10**8), "3", timeout=500):
+        assert ending.code == 0, ending.errors
+        held = int(ending.output.splitlines()[-1])
+        print(f"{backend}: {held / 2**30:.2f} GiB")
+        assert held < 3 * 2**30
+
+
+def test_a_lost_process_is_told_in_one_line():
+    assert str(LostProcessError(0, 3, [1, 2], "closed")) == (
+        "process 0 of 3 has lost process 1 and 2, which ended or does not answer (closed); start all of them again: "
+        "with --checkpoint and --resume they go on from the last piece that was saved"
+    )
+    assert p3.LostProcessError is LostProcessError

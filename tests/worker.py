@@ -1,0 +1,63 @@
+"""What each of several processes does that test_distributed.py starts: `worker.py BACKEND TASK ARGUMENTS`."""
+
+import json
+import os
+import resource
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from p3 import InputError, TrainingSpec, training
+from p3.backends import BACKENDS, load
+from p3.checkpoint import Checkpoint
+
+if "PATIENCE" in os.environ:
+    training.PATIENCE = float(os.environ["PATIENCE"])
+backend, task, *arguments = sys.argv[1:]
+package = load(backend)
+distributed = import_module(f"{BACKENDS[backend].package}.distributed")
+
+
+def fits(specs, output):
+    """All of the specifications in a file of JSON, shared by all devices; the first process saves the results."""
+    for number, fields in enumerate(json.loads(Path(specs).read_text())):
+        with_devices = TrainingSpec.model_validate_json(json.dumps({**fields, "devices": distributed.process_count()}))
+        result = package.fit(with_devices)
+        if distributed.process_index() == 0:
+            result.save(f"{output}/{number}.json")
+
+
+def one_cannot():
+    """The last process cannot make what all need."""
+
+    def make():
+        if distributed.process_index() == distributed.process_count() - 1:
+            raise InputError("there is nothing here")
+        return "something"
+
+    try:
+        distributed.together(TrainingSpec(devices=distributed.process_count()), make)
+    except InputError as error:
+        print(error)
+
+
+def checkpointed(spec, directory):
+    """A run that goes on from where it was."""
+    with_devices = TrainingSpec.from_toml(spec).replace({"devices": distributed.process_count()})
+    package.fit(with_devices, checkpoint=Checkpoint(directory, resume=True))
+
+
+def memory(points, steps):
+    """The most that a process of a fit of so many points ever held, in bytes."""
+    spec = TrainingSpec(steps=int(steps), devices=distributed.process_count(), dtype="float64")
+    spec = spec.replace({"data": {"points": int(points)}, "optimizer": {"learning_rate": 1e-2 / int(points)}})
+    result = package.fit(spec)
+    assert result.compiled
+    assert np.isfinite(result.losses).all()
+    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+with distributed.joined(TrainingSpec()):
+    {"fits": fits, "one_cannot": one_cannot, "checkpointed": checkpointed, "memory": memory}[task](*arguments)
