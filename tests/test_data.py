@@ -1,6 +1,7 @@
 """The points: made in float64, and rounded once."""
 
 import os
+import tracemalloc
 
 import mpmath
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from p3 import InputError, TrainingSpec
 from p3.backends import load
-from p3.data import make_points
+from p3.data import count_points, evenly_spaced, make_points
 from p3.section import describe
 from p3.spec import FileData
 from p3.training import batches
@@ -43,6 +44,15 @@ def test_the_ends_are_low_and_high():
     np.testing.assert_allclose(np.diff(x), 3 / 1499, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("low", "high"), [(-np.pi, np.pi), (0.1, 0.7), (-5e-324, 5e-324)])
+@pytest.mark.parametrize("count", [2, 3, 1501])
+def test_a_part_is_of_numpys_linspace_to_the_bit(low, high, count):
+    whole = np.linspace(low, high, count)
+    data = TrainingSpec().replace({"data": {"points": count, "low": low, "high": high}}).data
+    for rows in (range(count), range(1, count), range(count - 1), range(count // 2, count // 2)):
+        assert evenly_spaced(data, rows).tobytes() == whole[rows.start : rows.stop].tobytes()
+
+
 # --- one's own
 
 
@@ -68,6 +78,49 @@ def path(request, tmp_path):
     else:
         parquet.write_table(pyarrow.table({"number": np.arange(40), "time": x, "y": y}), path)
     return path
+
+
+@pytest.mark.parametrize("rows", [range(40), range(7, 19), range(39, 40), range(5, 5), range(30, 50)])
+def test_a_part_of_a_file(path, rows):
+    spec = file_spec(path, columns={"x": "time"}, dtype="float64")
+    assert count_points(spec) == 40
+    part = make_points(spec, rows)
+    assert part.x.tolist() == FROM[rows.start : rows.stop].tolist()
+    assert part.y.tolist() == np.exp(FROM)[rows.start : rows.stop].tolist()
+
+
+def test_a_part_of_a_parquet_file_is_read_from_its_groups_of_rows_alone(tmp_path, monkeypatch):
+    parquet.write_table(pyarrow.table({"x": FROM, "y": np.exp(FROM)}), tmp_path / "points.parquet", row_group_size=8)
+    read, groups = parquet.ParquetFile.read_row_group, []
+    monkeypatch.setattr(
+        parquet.ParquetFile, "read_row_group", lambda file, group, **of: groups.append(group) or read(file, group, **of)
+    )
+    part = make_points(file_spec(tmp_path / "points.parquet", dtype="float64"), range(10, 25))
+    assert part.x.tolist() == FROM[10:25].tolist()
+    assert groups == [1, 2, 3]
+
+
+def test_a_part_of_an_npz_file_is_all_that_is_held(tmp_path):
+    count = 8 * 10**6
+    np.savez(tmp_path / "points.npz", x=np.arange(count), y=np.arange(count))
+    tracemalloc.start()
+    part = make_points(file_spec(tmp_path / "points.npz", dtype="float64"), range(count - 10, count))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert part.y.tolist() == list(range(count - 10, count))
+    assert most < 8 * count / 2  # bytes; it is passed over in pieces of 16 MiB
+
+
+def test_a_number_that_is_none_is_told_by_its_row_in_the_whole_file(path):
+    spec = file_spec(path, columns={"x": "time"})
+    path.write_text("time,y\n0,0\n1,1\n2,nan\n", encoding="utf-8") if path.suffix == ".csv" else (
+        np.savez(path, time=np.arange(3.0), y=[0, 1, np.nan])
+        if path.suffix == ".npz"
+        else parquet.write_table(pyarrow.table({"time": np.arange(3.0), "y": [0, 1, np.nan]}), path)
+    )
+    with pytest.raises(InputError, match="row 3 of y is nan; it must be a finite number"):
+        make_points(spec, range(2, 3))
+    assert make_points(spec, range(2)).y.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

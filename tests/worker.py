@@ -14,7 +14,7 @@ from p3.backends import BACKENDS, load
 from p3.checkpoint import Checkpoint
 
 if "PATIENCE" in os.environ:
-    training.PATIENCE = float(os.environ["PATIENCE"])
+    training.PATIENCE = int(os.environ["PATIENCE"])
 backend, task, *arguments = sys.argv[1:]
 package = load(backend)
 distributed = import_module(f"{BACKENDS[backend].package}.distributed")

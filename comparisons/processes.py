@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from p3.backends import BACKENDS, BackendName
 
-WORKER = Path(__file__).parent / "worker.py"
-
 
 class Ended(NamedTuple):
     """What became of a process."""
@@ -83,13 +81,4 @@ def run_commands(backend: BackendName, arguments: Sequence[Sequence[str | Path]]
     """One command in each of several processes that are told of each other, with these arguments."""
     commands = [[sys.executable, "-m", BACKENDS[backend].package, *of_one] for of_one in arguments]
     with running(commands, environments(backend, len(commands))) as processes:
-        return ended(processes, timeout)
-
-
-def run_worker(
-    backend: BackendName, count: int, task: str, *arguments: str | Path, timeout: float = 300
-) -> list[Ended]:
-    """A task of worker.py in each of several processes that are told of each other."""
-    commands = [[sys.executable, WORKER, backend, task, *arguments]] * count
-    with running(commands, environments(backend, count)) as processes:
         return ended(processes, timeout)
