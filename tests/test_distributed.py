@@ -239,9 +239,7 @@ def lost(backend, told, command, what, when):
     seconds = time.monotonic() - begin
     print(f"{backend}, {when:.1f} s: {ending.code} after {seconds:.1f} s: {ending.errors[-400:]}")
     assert ending.code in ((1,) if backend == "torch" else (1, -signal.SIGABRT))
-    words = (
-        f"process {1 - victim} of 2 has lost " if ending.code == 1 else "most likely indicates that another task died"
-    )
+    said = f"process {1 - victim} of 2 has lost " if ending.code == 1 else "indicates that another task died"
     assert said in ending.errors
     return seconds
 
