@@ -185,14 +185,12 @@ def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Ar
             return tuple(np.stack([x, x]) for x in arrays) if repeat else arrays
 
         try:
-            without = asked(other, side, method, *map(shape, groups))
             result = asked(other.scaled(MARKER), side, method, *map(shape, groups))
+            ran = close(result, shape(marked))
+            without = result if ran else asked(other, side, method, *map(shape, groups))
         except RefusalError:
             continue
-        if close(result, shape(marked)):
-            yield way, "ran"
-        else:
-            yield way, "dropped" if close(without, shape(plain)) else "missing"
+        yield way, "ran" if ran else "dropped" if close(without, shape(plain)) else "missing"
 
 
 def close(a: Arrays, b: Arrays) -> bool:
