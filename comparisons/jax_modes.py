@@ -94,6 +94,39 @@ def sharded(f: Function) -> Function:
     return call
 
 
+def weights(x: Array) -> Array:
+    """For two copies of x, with the sum 1: what each device pulls back of the cotangent."""
+    return jnp.array([0.75, 0.25])[:, None] * jnp.ones_like(x)
+
+
+def weighted(f: Function) -> Callable[[Array, Array], Array]:
+    """Σ w·f(x), where w has one more axis than x: a loss of parameters x and data w."""
+    return lambda x, w: (w * f(x * jnp.ones_like(w))).sum()
+
+
+def data_parallel(f: Function) -> Function:
+    """The gradient for parameters that are whole on each of two devices, of data that are divided among them."""
+
+    def derivative(x: Array) -> Array:
+        whole, divided = (NamedSharding(mesh(), PartitionSpec(*axes)) for axes in ((), ("points",)))
+        gradient = jax.jit(jax.grad(weighted(f)), in_shardings=(whole, divided), out_shardings=whole)
+        assert "all-reduce" in gradient.lower(x, weights(x)).compile().as_text()
+        return gradient(x, weights(x))
+
+    return derivative
+
+
+def data_parallel_map(f: Function) -> Function:
+    """The same by shard_map, in which each device has its own part of the loss, and psum adds the parts up."""
+
+    def gradient(x: Array, w: Array) -> Array:
+        return jax.grad(lambda x: jax.lax.psum(weighted(f)(x, w), "points"))(x)
+
+    specs = PartitionSpec(), PartitionSpec("points")
+    mapped = jax.shard_map(gradient, mesh=mesh(), in_specs=specs, out_specs=PartitionSpec())
+    return lambda x: mapped(x, weights(x))
+
+
 def exported(f: Function, vjp_order: int = 0) -> Function:
     """Exported, serialized and reloaded."""
 
@@ -163,8 +196,12 @@ def own_modes(f: Function) -> dict[str, tuple[str, Function]]:
         "shard_map, two devices": ("value", sharded_map(f)),
         "grad of shard_map": ("first derivative", reverse(sharded_map(f))),
         "grad in shard_map": ("first derivative", sharded_map(reverse(f))),
+        "grad in shard_map, psum of the loss": ("first derivative", data_parallel_map(f)),
+        "vmap of grad in shard_map": ("first derivative", sharded_map(vmap(reverse(f)))),
+        "grad in scan in shard_map": ("first derivative", sharded_map(scanned(jax.grad(f)))),
         "NamedSharding, two devices": ("value", sharded(f)),
         "grad, NamedSharding": ("first derivative", sharded(reverse(f))),
+        "grad, NamedSharding, of parameters that both devices have": ("first derivative", data_parallel(f)),
         "export, reload": ("value", exported(f)),
         "export, reload, grad, vjp_order 1": ("first derivative", reverse(exported(f, vjp_order=1))),
         "export, reload, grad thrice, vjp_order 3": ("third derivative", thrice),

@@ -49,12 +49,12 @@ def backward(residuals, cotangent):
     x, beta = residuals
     slope = jax.nn.sigmoid(beta * x)
     gradients = cotangent * slope, cotangent * x * slope / beta
-    return tuple(sum_to_shape(g, argument.shape) for g, argument in zip(gradients, (x, beta), strict=True))
+    return tuple(sum_like(argument, g) for g, argument in zip(gradients, (x, beta), strict=True))
 
 
-def sum_to_shape(x, shape):
+def sum_like(argument, gradient):
     """The transpose of broadcasting, which PyTorch has as `sum_to_size`."""
-    return jax.vjp(lambda y: jnp.broadcast_to(y, x.shape), jnp.zeros(shape, x.dtype))[1](x)[0]
+    return jax.vjp(lambda x: jnp.broadcast_to(x, gradient.shape), argument)[1](gradient)[0]
 
 
 softplus.defvjp(forward, backward)

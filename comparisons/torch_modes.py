@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchp3
 from torchp3 import operator
+from torchp3.data_parallel import PARTS, Ranks
 
 Function = Callable[[Tensor], Tensor]
 
@@ -238,13 +240,32 @@ def reentrant(x: Tensor) -> Tensor:
     return x.grad
 
 
-def distributed(x: Tensor) -> Tensor:
-    """The gradient under DistributedDataParallel, one process."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        return parameter_gradient(torch.nn.parallel.DistributedDataParallel(Module(x)))
-    finally:
-        torch.distributed.destroy_process_group()
+def as_it_is(module: torch.nn.Module) -> torch.nn.Module:
+    """The module, not compiled."""
+    return module
+
+
+def compiled_whole(module: torch.nn.Module) -> torch.nn.Module:
+    """The module compiled, with no part left out."""
+    return torch.compile(module, fullgraph=True)
+
+
+def distributed(before: Callable[..., Any], after: Callable[..., Any]) -> Function:
+    """The gradient under DistributedDataParallel, two ranks; the module is compiled before it is wrapped, or after."""
+
+    def derivative(x: Tensor) -> Tensor:
+        torch.compiler.reset()
+        ranks = Ranks()
+
+        def train(rank: int) -> Tensor:
+            module = after(ranks.wrap(rank, before(Module(x.clone()))))
+            (PARTS[rank] * module()).sum().backward()
+            (parameter,) = module.parameters()
+            return parameter.grad
+
+        return ranks.run(train)
+
+    return derivative
 
 
 def threads(x: Tensor) -> Tensor:
@@ -309,7 +330,9 @@ def own_modes(f: Function) -> dict[str, tuple[str, Function]]:
         "saved-tensor hooks": ("first derivative", hooks),
         "inference mode": ("value", inference),
         "vmap, randomness an error": ("value", vmap(f, randomness="error")),
-        "DistributedDataParallel": ("first derivative", distributed),
+        "DistributedDataParallel, two ranks": ("first derivative", distributed(as_it_is, as_it_is)),
+        "DistributedDataParallel of a compiled module": ("first derivative", distributed(compiled_whole, as_it_is)),
+        "compiled DistributedDataParallel": ("first derivative", distributed(as_it_is, torch.compile)),
         "threads": ("first derivative", threads),
         "pickled module": ("first derivative", lambda x: parameter_gradient(pickle.loads(pickle.dumps(Module(x))))),
         "copied module": ("first derivative", lambda x: parameter_gradient(copy.deepcopy(Module(x)))),

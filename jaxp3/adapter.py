@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from p3.parity.operator import Arrays, Operator
 
@@ -78,6 +79,7 @@ class FunctionOperator:
     static: dict[str, Any]
     one_by_one: bool = False  # the gradient of each output by each argument alone, all others constant
     is_compiled: bool = False
+    is_sharded: bool = False  # compiled for arrays that are divided among all devices
     batch: tuple[int, ...] = ()  # the arguments that have one more axis in front
     factor: float = 1.0
 
@@ -97,12 +99,22 @@ class FunctionOperator:
         return replace(self, batch=arguments)
 
     def transformed(self) -> dict[str, Operator]:
-        """JAX has one way to differentiate, in which other rules run for what is constant."""
-        return {"one output and argument at a time": replace(self, one_by_one=True)}
+        """JAX has one way to differentiate, in which other rules run for what is constant; and by `jax.shard_map`."""
+
+        def f(*arrays: Array, **static: Any) -> JaxArrays:
+            return on_each_device(lambda *copies: outputs(self.f(*copies, **static), self.name))(*arrays)
+
+        return {
+            "one output and argument at a time": replace(self, one_by_one=True),
+            "shard_map": replace(self, f=f, is_compiled=True),  # where it is not, JAX compiles each operation alone
+        }
 
     def compiled(self) -> dict[str, Operator]:
-        """By `jax.jit`."""
-        return {"jax.jit": replace(self, is_compiled=True)}
+        """By `jax.jit`; and where there are several devices, for arrays that are divided among them."""
+        found: dict[str, Operator] = {"jax.jit": replace(self, is_compiled=True)}
+        if len(jax.local_devices()) > 1:
+            found["sharded jax.jit"] = replace(self, is_sharded=True)
+        return found
 
     def scaled(self, factor: float) -> Operator:
         """The same, what every `custom_vjp`'s and `custom_jvp`'s rule returns multiplied."""
@@ -148,6 +160,8 @@ class FunctionOperator:
             transform = jax.vmap(transform, (axes, *(0 for _ in others)))
         if self.is_compiled:
             transform = jax.jit(transform)
+        if self.is_sharded:
+            transform = sharded(transform)
         with refusals(), self.wide(inputs, *others), self.scaled_rules():
             return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
 
@@ -240,6 +254,48 @@ def outputs(result: Any, name: str) -> JaxArrays:
         if not isinstance(y, Array):
             raise TypeError(f"{name} returned {type(y).__name__}; return a jax.Array or a tuple of them")
     return results
+
+
+def all_devices() -> Mesh:
+    """The devices of this process, in a row."""
+    return Mesh(np.array(jax.local_devices()), ("devices",))
+
+
+def on_each_device(f: Callable[..., JaxArrays]) -> Callable[..., JaxArrays]:
+    """
+    The mean of what each device computes by f of a copy of the arguments, which is f, by `jax.shard_map`.
+
+    Each pulls back an equal part of the cotangent, and the gradients add up. On one device too, what f and its rules
+    compute of their arguments is of types that vary over the mesh, and what they make of nothing is not.
+    """
+    mesh = all_devices()
+
+    def copied(x: Array) -> Array:
+        return jnp.broadcast_to(x, (mesh.size, *x.shape))
+
+    def of_copy(*copies: Array) -> JaxArrays:
+        return tuple(y[None] for y in f(*(x[0] for x in copies)))
+
+    mapped = jax.shard_map(of_copy, mesh=mesh, in_specs=PartitionSpec("devices"), out_specs=PartitionSpec("devices"))
+    return lambda *arrays: tuple(y.mean(0) if is_inexact(y) else y[0] for y in mapped(*map(copied, arrays)))
+
+
+def sharded(transform: Callable[..., JaxArrays]) -> Callable[..., JaxArrays]:
+    """The transform compiled for arguments that are divided among all devices, each along one axis if it has one."""
+    mesh = all_devices()
+
+    def divided(x: Array) -> Array:
+        long = [axis for axis, length in enumerate(x.shape) if length >= mesh.size]
+        even = [axis for axis in long if x.shape[axis] % mesh.size == 0]
+        spec = PartitionSpec(*(None,) * (even or long)[0], "devices") if long else PartitionSpec()
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    def of_divided(inputs: JaxArrays, *others: JaxArrays) -> JaxArrays:
+        if not any(length >= mesh.size for x in inputs for length in x.shape):
+            raise NotImplementedError(f"no input has an axis of {mesh.size}, to be divided among as many devices")
+        return transform(*jax.tree.map(divided, (inputs, *others)))
+
+    return jax.jit(of_divided, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def custom_functions(program: Any) -> set[str]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -361,6 +361,61 @@ class AsksTheWrongArgument(torch.autograd.Function):
     def backward(ctx, cotangent):
         x, y = ctx.saved_tensors
         return cotangent * y, cotangent * x if ctx.needs_input_grad[0] else None
+
+
+class BackwardInBackward(torch.autograd.Function):
+    """y·sin x whose gradient for x is accumulated in x itself, which DistributedDataParallel takes for x's gradient."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return y * torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        x, y = ctx.saved_tensors
+        if not ctx.needs_input_grad[0]:
+            return None, cotangent * torch.sin(x)
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            before, x.grad = x.grad, None
+            torch.autograd.backward(y * torch.sin(x), cotangent, create_graph=again, inputs=[x])
+            gradient, x.grad = x.grad, before
+        return gradient, cotangent * torch.sin(x)
+
+
+class SharedGradient(torch.autograd.Function):
+    """x² whose gradient is kept for calls with an equal input, until the next that goes forward."""
+
+    gradients: ClassVar[dict[int, torch.Tensor]] = {}
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.key = hash(f"{x.dtype} {x.tolist()}")
+        ctx.save_for_backward(x)
+        SharedGradient.gradients.pop(ctx.key, None)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return SharedGradient.gradients.setdefault(ctx.key, 2 * x * cotangent)
+
+
+class SharedResidual(torch.autograd.Function):
+    """x² whose residual is shared by calls with equal inputs, and forgotten by the first of them that goes back."""
+
+    residuals: ClassVar[dict[int, torch.Tensor]] = {}
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.key = hash(f"{x.dtype} {x.tolist()}")
+        SharedResidual.residuals[ctx.key] = x
+        return x * x
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 2 * SharedResidual.residuals.pop(ctx.key) * cotangent
 
 
 @jax.custom_batching.custom_vmap
@@ -761,6 +816,26 @@ FAULTY = {
     ),
     "0 where one cotangent is": in_jax(
         lambda x: (x.sin(), x.cos()), symbolic_pair, LINE, "transformed", "argument at a time: it is 0 everywhere"
+    ),
+    "zeros that do not vary with the device": in_jax(
+        lambda x, y: x @ torch.floor(y),
+        jax_rule(lambda x, y: x @ jnp.floor(y), lambda x, y, v: (v @ jnp.floor(y).T, jnp.zeros(y.shape, y.dtype))),
+        (SQUARE, OTHER_SQUARE),
+        "transformed",
+        r"shard_map, vjp: ValueError: Custom VJP bwd rule must produce an output with the same type",
+    ),
+    "in PyTorch: a backward within the backward": in_torch(
+        lambda x, y: y * jnp.sin(x),
+        BackwardInBackward,
+        (LINE, POSITIVE),
+        "transformed",
+        "DistributedDataParallel, vjp: RuntimeError: Expected to mark a variable ready only once",
+    ),
+    "in PyTorch: a gradient shared by equal inputs": in_torch(
+        jnp.square, SharedGradient, LINE, "transformed", r"vjp by DistributedDataParallel: it is (0|1)\.5 times"
+    ),
+    "in PyTorch: a residual shared by equal inputs": in_torch(
+        jnp.square, SharedResidual, LINE, "transformed", "DistributedDataParallel, vjp: KeyError"
     ),
     "in PyTorch: vmap of one argument": in_torch(
         jnp.multiply, WrongVmapOfOne, (LINE, POSITIVE), "batched", "under vmap of argument 0 it is 2 times"

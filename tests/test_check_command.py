@@ -15,6 +15,7 @@ from test_cli import SCRIPTS, refused, run
 
 from p3 import InputError, parity
 from p3.cli import p3_command
+from p3.commands.check import two_devices
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 
 P3 = ["torchp3:legendre_p3", "jaxp3:legendre_p3", "--input", "linspace(-3, 3, 51)"]
@@ -123,6 +124,62 @@ def test_every_option_reaches_the_checker(monkeypatch):
         "only": ("value",),
         "compiled": False,
     }
+
+
+WRONG_ON_TWO_DEVICES = """
+import jax
+from jax.experimental.custom_partitioning import custom_partitioning
+
+def shares(x): return x / x.sum()
+
+# As if it were elementwise: each device divides by the sum of its own part.
+partitioned = custom_partitioning(shares)
+partitioned.def_partition(
+    partition=lambda mesh, arguments, result: (mesh, shares, result.sharding, (arguments[0].sharding,)),
+    sharding_rule="i -> i",
+)
+
+@jax.custom_vjp
+def port(x): return partitioned(x)
+
+port.defvjp(lambda x: (port(x), x), lambda x, cotangent: jax.vjp(shares, x)[1](cotangent))
+"""
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_two_devices_alone_is_seen_since_there_are_two(tmp_path):
+    (tmp_path / "my_ops.py").write_text(WRONG_ON_TWO_DEVICES)
+    command = [
+        "p3",
+        "check",
+        "my_ops:shares",
+        "my_ops:port",
+        "--frameworks",
+        "jax",
+        "jax",
+        "--input",
+        "linspace(1, 2, 8)",
+    ]
+    wide = {"JAX_ENABLE_X64": "1"}  # JAX partitions in threads of its own, which a with-block does not reach
+    finished = run(*command, "--only", "compiled", cwd=tmp_path, env=wide)
+    assert finished.returncode == 1
+    assert "value by sharded jax.jit: it is up to" in finished.stdout
+    finished = run(*command, cwd=tmp_path, env=wide | {"JAX_NUM_CPU_DEVICES": "1"})
+    assert finished.returncode == 0
+
+
+def test_devices_are_asked_for_while_jax_is_imported_and_where_nobody_else_does(monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    with two_devices():
+        assert os.environ["JAX_NUM_CPU_DEVICES"] == "2"
+    assert "JAX_NUM_CPU_DEVICES" not in os.environ
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    with two_devices():
+        assert "JAX_NUM_CPU_DEVICES" not in os.environ
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    with two_devices():
+        assert os.environ["JAX_NUM_CPU_DEVICES"] == "3"
 
 
 def test_a_function_that_exits_is_bad_input(tmp_path):

@@ -24,6 +24,13 @@ ONLY_IN = {
     ("torchp3", "conjugate"): "PyTorch's complex gradients are conjugates of JAX's, which are the transpose's",
     ("torchp3", "tangent_of"): "jax.jvp gives zeros where nothing depends on an argument; unpack_dual gives None",
     ("jaxp3", "custom_functions"): "found in a jaxpr; PyTorch's are found in autograd's graph, by the operator",
+    ("torchp3", "graph_of"): "autograd's graph is of objects, and a jaxpr of equations that hold other jaxprs",
+    ("jaxp3", "all_devices"): "one process has several; in PyTorch each has a process, or in data_parallel.py a thread",
+    (
+        "jaxp3",
+        "on_each_device",
+    ): "jax.shard_map is a transform; DistributedDataParallel wraps a module, of which is more",
+    ("jaxp3", "sharded"): "jax.jit divides arrays among devices by itself; PyTorch has other functions for that",
     ("jaxp3", "patched_rules"): "a custom_vjp keeps its rule with itself; PyTorch's are methods, patched one by one",
     ("torchp3", "undamped"): "torch.optim.SGD knows its first step by a momentum of None; optax's trace adds to 0",
     ("torchp3", "name_values"): "torch.optim's rules take lists; optax's take any tree",
@@ -47,7 +54,10 @@ ONLY_IN = {
     ("jaxp3", "leave"): "JAX aborts a process when another is lost, and PyTorch raises",
 }
 # Files that only one package has, with the reason.
-FILES_ONLY_IN = {("torchp3", "program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not"}
+FILES_ONLY_IN = {
+    ("torchp3", "program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not",
+    ("torchp3", "data_parallel"): "DistributedDataParallel takes a module and ranks; jax.shard_map takes a function",
+}
 
 PACKAGES = {"torchp3": torchp3, "jaxp3": jaxp3}
 

@@ -1,9 +1,11 @@
 """The checker raises no false alarm, catches every faulty port by the check that should, and says how it knows."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 import jax
@@ -15,12 +17,13 @@ import torch
 from faulty_ports import FAULTY
 from right_pairs import DIFFERENCES, LINE, PAIRS
 
-import jaxp3
-import torchp3
+import jaxp3.adapter
+import torchp3.adapter
 from p3 import InputError, parity
 from p3.parity.checker import make_case
 from p3.parity.faults import FAULTS, FaultyPort, is_plantable
 from p3.parity.mismatch import Pair, climb, explain, in_epsilons
+from p3.parity.operator import wide
 from p3.parity.result import judged
 from p3.parity.truth import true_vjp
 
@@ -71,6 +74,29 @@ def test_a_faulty_port_is_caught_by_the_check_that_should(name):
         report.assert_ok()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("adapter", "mode", "name"),
+    [
+        (jaxp3.adapter, "shard_map", "zeros that do not vary with the device"),
+        (torchp3.adapter, "DistributedDataParallel", "in PyTorch: a backward within the backward"),
+        (torchp3.adapter, "DistributedDataParallel", "in PyTorch: a gradient shared by equal inputs"),
+        (torchp3.adapter, "DistributedDataParallel", "in PyTorch: a residual shared by equal inputs"),
+    ],
+)
+def test_what_shows_in_parallel_shows_nowhere_else(adapter, mode, name, monkeypatch):
+    faulty = FAULTY[name]
+    assert not parity.check(faulty.reference, faulty.port, faulty.inputs, only=["transformed"]).ok
+    transformed = adapter.FunctionOperator.transformed
+    monkeypatch.setattr(
+        adapter.FunctionOperator,
+        "transformed",
+        lambda self: {name: other for name, other in transformed(self).items() if name != mode},
+    )
+    parity.check(faulty.reference, faulty.port, faulty.inputs, compiled=False).assert_ok()
+
+
 def test_every_check_catches_something():
     in_tests_of_their_own = {"rule", "power"}
     assert {faulty.check for faulty in FAULTY.values()} | in_tests_of_their_own == set(parity.CHECKS)
@@ -118,7 +144,7 @@ def test_a_rule_that_is_dropped_and_not_missed_is_named_too():
     report = check(PAIRS["p3, custom_jvp"], only=["rule"])
     assert report["rule"].verdict == "passed"
     assert "jvp: dropped by torch.compile of torch.func, which gives the same without it" in report["rule"].note
-    assert "vjp: ran in eager, one output and argument at a time, vmap, jax.jit" in report["rule"].note
+    assert "vjp: ran in eager, one output and argument at a time, shard_map, vmap, jax.jit" in report["rule"].note
 
 
 def test_the_rules_of_the_frameworks_own_functions_are_not_hand_written():
@@ -308,6 +334,88 @@ def test_between_is_called_once_between_the_passes(operator):
         calls = []
         side.vjp((LINE,), (LINE,), lambda calls=calls: calls.append(1))
         assert calls == [1]
+
+
+# In PyTorch and in JAX, of what is given, and NumPy's arrays for it.
+ANYBODYS = {
+    "itself": (lambda x: x, lambda x: x, (LINE,)),
+    "one is not used": (lambda x, y: x.sin(), lambda x, y: jnp.sin(x), (LINE, LINE)),
+    "nothing to differentiate": (lambda x: x.detach(), jax.lax.stop_gradient, (LINE,)),
+    "a constant output": (lambda x: (x.sin(), torch.ones(3)), lambda x: (jnp.sin(x), jnp.ones(3)), (LINE,)),
+    "integers, in and out": (lambda x, i: (x[i] ** 2, i), lambda x, i: (x[i] ** 2, i), (LINE, np.array([3, 1]))),
+    "scalars": (torch.mul, jnp.multiply, (np.array(2.0), np.array(3.0))),
+    "empty": (torch.sin, jnp.sin, (np.ones((0, 3)),)),
+    "empty, and not": (lambda x, y: x.sum() * y, lambda x, y: x.sum() * y, (np.ones((0, 3)), LINE)),
+    "bfloat16": (torch.square, jnp.square, (np.array([1.0, 2.0]).astype(ml_dtypes.bfloat16),)),
+    "several dtypes": (lambda x, y: x.sin() * y, lambda x, y: jnp.sin(x) * y, (LINE, LINE.astype(np.float32))),
+    "complex and real": (torch.mul, jnp.multiply, (LINE + 1j, LINE)),
+    "an infinite slope": (torch.sqrt, jnp.sqrt, (np.array([0.0, 1.0]),)),
+    "a transpose": (lambda x: x.T @ x, lambda x: x.T @ x, (np.arange(12.0).reshape(3, 4),)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*truncated to dtype:UserWarning")
+@pytest.mark.parametrize("name", ANYBODYS)
+def test_anybodys_operator_runs_in_parallel(name):
+    in_torch, in_jax, inputs = ANYBODYS[name]
+    for operator in (torchp3.as_operator(in_torch), jaxp3.as_operator(in_jax)):
+        ways = {**operator.transformed(), **(operator.compiled() if operator.framework.startswith("JAX") else {})}
+        parallel = [way for way in ways if way in ("DistributedDataParallel", "shard_map", "sharded jax.jit")]
+        assert parallel
+        values = operator.value(inputs)
+        cotangents = tuple(np.ones_like(y) for y in values if y.dtype.kind not in "iu")
+        gradients = operator.vjp(inputs, cotangents)
+        for way in parallel:
+            if inputs[0].size == 1 and way == "sharded jax.jit":
+                with pytest.raises(NotImplementedError, match="no input has an axis of 2"):
+                    ways[way].value(inputs)
+                continue
+            for known, got in ((values, ways[way].value(inputs)), (gradients, ways[way].vjp(inputs, cotangents))):
+                assert [(x.dtype, x.shape) for x in got] == [(x.dtype, x.shape) for x in known]
+                for x, y in zip(got, known, strict=True):
+                    np.testing.assert_allclose(wide(x), wide(y), rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+def test_anybodys_operator_runs_in_parallel_on_two_devices():
+    command = [sys.executable, "-m", "pytest", __file__, "-k", "anybodys_operator_runs_in_parallel", "-q"]
+    finished = subprocess.run(
+        command, env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, capture_output=True, text=True, check=False
+    )
+    assert f"{len(ANYBODYS)} passed" in finished.stdout, finished.stdout
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_rank_raises_the_other_does_not_wait(rank):
+    def raises(x):
+        if threading.current_thread().name.endswith(f"_{rank}"):
+            raise OverflowError("in one alone")
+        return x
+
+    parallel = torchp3.as_operator(raises).transformed()["DistributedDataParallel"]
+    with pytest.raises(OverflowError, match="in one alone"):
+        parallel.vjp((LINE,), (LINE,))
+
+
+def test_what_a_mode_has_no_meaning_for_is_not_spoken_of():
+    report = parity.check(torchp3.as_operator(torch.sin), torchp3.as_operator(torch.sin), LINE, only=["transformed"])
+    assert report["transformed"].note == (
+        "torch.func, one output and argument at a time, DistributedDataParallel: as eager"
+    )
+    with pytest.raises(NotImplementedError, match="DistributedDataParallel averages what comes to grad"):
+        torchp3.as_operator(torch.sin).transformed()["DistributedDataParallel"].jvp((LINE,), (LINE,))
+
+
+def test_a_function_that_jax_cannot_trace_is_no_fault_of_its_rule():
+    report = parity.check(
+        torchp3.as_operator(lambda x: x if x[0] > 0 else 2 * x),
+        jaxp3.as_operator(lambda x: x if x[0] > 0 else 2 * x),
+        LINE,
+        only=["transformed"],
+    )
+    report.assert_ok()
+    assert report["transformed"].note.count("refused: ") == 1
+    assert "refused: the port, shard_map, value: TracerBoolConversionError" in report["transformed"].note
 
 
 def test_the_seed_is_that_of_the_cotangents():

@@ -96,11 +96,18 @@ class FunctionOperator:
         return replace(self, batch=arguments, functional=True)
 
     def transformed(self) -> dict[str, Operator]:
-        """By `torch.func`, and by autograd where one argument alone is differentiated, for one output alone."""
-        return {
+        """By `torch.func`; by autograd, one argument and output alone; and in data-parallel training."""
+        found: dict[str, Operator] = {
             "torch.func": replace(self, functional=True),
             "one output and argument at a time": replace(self, one_by_one=True),
         }
+        if torch.distributed.is_available():  # which PyTorch can be built without
+            from torchp3.data_parallel import DataParallelOperator
+
+            found["DistributedDataParallel"] = DataParallelOperator(
+                self.f, self.name, self.differentiable, self.static, factor=self.factor
+            )
+        return found
 
     def compiled(self) -> dict[str, Operator]:
         """By `torch.compile` of the function, and of its derivatives by `torch.func`."""
@@ -122,17 +129,8 @@ class FunctionOperator:
         tensors = list(from_arrays(inputs))
         for i in self.arguments(inputs):
             tensors[i] = tensors[i].detach().requires_grad_()
-        waiting = [y.grad_fn for y in outputs(self.f(*tensors, **self.static), self.name)]
-        seen, found = set(), set()
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            waiting += [before for before, _ in node.next_functions]
-            if hasattr(node, "_forward_cls"):
-                found.add(node._forward_cls)
-        return found
+        nodes = graph_of(outputs(self.f(*tensors, **self.static), self.name))
+        return {node._forward_cls for node in nodes if hasattr(node, "_forward_cls")}
 
     @contextmanager
     def scaled_rules(self, inputs: Arrays) -> Iterator[None]:
@@ -302,6 +300,18 @@ def outputs(result: Any, name: str) -> Tensors:
         if not isinstance(y, Tensor):
             raise TypeError(f"{name} returned {type(y).__name__}; return a tensor or a tuple of tensors")
     return results
+
+
+def graph_of(results: Tensors) -> set[Any]:
+    """The nodes of the graph that autograd has made of results."""
+    waiting = [y.grad_fn for y in results]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return seen
 
 
 def pull_back(results: Tensors, arguments: Tensors, cotangents: Tensors, create_graph: bool = False) -> Tensors:

@@ -1,5 +1,6 @@
 """`p3 check`: say whether a port of an operator is right."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +83,11 @@ def check_callback(
     """Check, and show."""
     arrays = tuple(parse_input(text) for text in inputs)
     static = dict(parse_keyword(text) for text in keywords)
+    with two_devices():
+        packages = [load(framework) for framework in frameworks]
     sides = [
-        load(framework).as_operator(load_function(name), **static)
-        for framework, name in zip(frameworks, (reference, port), strict=True)
+        package.as_operator(load_function(name), **static)
+        for package, name in zip(packages, (reference, port), strict=True)
     ]
     if closed_form is not None:
         options["closed_form"] = load_function(closed_form)
@@ -100,6 +103,24 @@ def check_callback(
 
             write_page(result, report)
     return 0 if result.ok else 1
+
+
+@contextmanager
+def two_devices() -> Iterator[None]:
+    """
+    JAX, if it is imported meanwhile, has two CPU devices to divide arrays among, unless the user says how many.
+
+    A command can ask for them, since it is a process of its own; a library that did would change its user's program.
+    """
+    variable = "JAX_NUM_CPU_DEVICES"  # which JAX reads on import, and no more after that
+    if variable in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        yield
+        return
+    os.environ[variable] = "2"
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 
 from p3.parity.case import Case, Quantity, allowed
 from p3.parity.mismatch import Pair, climb, explain
-from p3.parity.operator import Arrays, Operator, is_inexact, wide
+from p3.parity.operator import Arrays, NoMeaningError, Operator, is_inexact, wide
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, judged
 from p3.parity.truth import Truth
@@ -33,36 +33,51 @@ def modes(
     findings: list[Finding] = []
     done: list[str] = []
     refusals: list[str] = []
+    quantities = list(sized(case, methods))
     for side, operator in case.sides:
         for mode, other in found(operator).items():
             done.append(mode)
-            for method in methods:
-                quantity = case.quantity(method)
+            for quantity, sizes in quantities:
                 try:
                     result = asked(other, f"{side}, {mode}", quantity.method, *quantity.groups)
                 except RefusalError as refusal:
+                    if isinstance(refusal.__cause__, NoMeaningError):
+                        continue
                     refusals.append(str(refusal))
+                    if quantity.name == "value":
+                        break  # where the function itself cannot be called there is no rule to judge
                     if name == "transformed" and side == "the port" and not refusal.is_meant:
-                        findings.append(Finding(side, "eager", method, f"it raises: {refusal}"))
+                        findings.append(Finding(side, "eager", quantity.name, f"it raises: {refusal}"))
                     continue
                 known = eager_or_true(case, quantity, operator, side)
                 if known is None:
                     continue
                 for part, got, should, error, size in zip(
-                    case.parts(quantity), result, known.values, known.errors, case.size(quantity), strict=True
+                    case.parts(quantity), result, known.values, known.errors, sizes, strict=True
                 ):
                     if got.shape != should.shape:
-                        text = f"{method} by {mode}: {explain(got, should, {})}"
+                        text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
                         findings.append(Finding(side, "eager", part, text))
                         continue
                     mismatch = climb({"float64": Pair(got, should, size, allowed(error))})
                     if mismatch is not None:
-                        text = f"{method} by {mode}: {explain(got, should, {})}"
+                        text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
                         findings.append(Finding(side, "eager", part, text, mismatch))
     if not done:
         return CheckResult(name, "not applicable", "neither framework has other modes")
     note = f"{', '.join(dict.fromkeys(done))}: as eager"
     return judged(name, findings, "; ".join([note, *(f"refused: {refusal}" for refusal in refusals)]))
+
+
+def sized(case: Case, methods: tuple[str, ...]) -> Iterator[tuple[Quantity, Arrays]]:
+    """The quantities and their sizes, without those that both sides refuse eagerly, which their own checks tell."""
+    for method in methods:
+        quantity = case.quantity(method)
+        try:
+            sizes = case.size(quantity)
+        except RefusalError:
+            continue
+        yield quantity, sizes
 
 
 def eager_or_true(case: Case, quantity: Quantity, operator: Operator, side: str) -> Truth | None:
@@ -185,14 +200,12 @@ def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Ar
             return tuple(np.stack([x, x]) for x in arrays) if repeat else arrays
 
         try:
-            without = asked(other, side, method, *map(shape, groups))
             result = asked(other.scaled(MARKER), side, method, *map(shape, groups))
+            ran = close(result, shape(marked))
+            without = result if ran else asked(other, side, method, *map(shape, groups))
         except RefusalError:
             continue
-        if close(result, shape(marked)):
-            yield way, "ran"
-        else:
-            yield way, "dropped" if close(without, shape(plain)) else "missing"
+        yield way, "ran" if ran else "dropped" if close(without, shape(plain)) else "missing"
 
 
 def close(a: Arrays, b: Arrays) -> bool:

@@ -21,7 +21,8 @@ class Operator(Protocol):
     the transpose's, with no conjugate, so that Σ Re(cotangent · Jw) = Σ Re(gradient · w) for every tangent w.
 
     Whatever the framework or the function raises, these raise; where the one or the other has no such derivative or
-    transform, and says so, that is a NotImplementedError.
+    transform, and says so, that is a NotImplementedError. A mode that has no such thing for any function raises a
+    `NoMeaningError`, of which there is nothing to report.
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ class Operator(Protocol):
         """
 
     def transformed(self) -> Mapping[str, "Operator"]:
-        """The same by the framework's other transforms that are not compiled, by their names."""
+        """The same by the framework's other transforms, by their names; not compiled where there is another way."""
 
     def compiled(self) -> Mapping[str, "Operator"]:
         """The same, compiled in the ways in which users do it, by their names."""
@@ -74,6 +75,10 @@ class Operator(Protocol):
 
     def scaled(self, factor: float) -> "Operator":
         """The same, what every hand-written rule returns multiplied."""
+
+
+class NoMeaningError(NotImplementedError):
+    """A mode is asked for what has no meaning in it, whatever the function."""
 
 
 def is_inexact(x: np.ndarray) -> bool:
