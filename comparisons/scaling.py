@@ -94,6 +94,7 @@ def measure(backend: BackendName, sizes: list[int], turns: int) -> dict[str, Any
                     "shared": lambda n=points: step_seconds(package.fit, spec_of(n, 2)),
                 }.items():
                     taken.setdefault(name, {}).setdefault(points, []).append(met(run))
+                    print(perf_counter(), points, name, taken[name][points][-1], file=sys.stderr, flush=True)
         numbers = {5: 1000, 10**6: 30}
         collective = {n: met(lambda n=n, k=k: collective_seconds(backend, n, k)) for n, k in numbers.items()}
     return {"steps": taken, "collective": collective}
@@ -105,6 +106,7 @@ def in_two_processes(backend: BackendName, sizes: list[int], turns: int) -> dict
     with running([command] * 2, environments(backend, 2)) as processes:
         first, second = ended(processes, 1800)
     assert first.code == second.code == 0, first.errors + second.errors
+    print(first.errors, file=sys.stderr)
     return json.loads(first.output.splitlines()[-1])
 
 
@@ -114,5 +116,5 @@ if __name__ == "__main__":
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[index]})
         print(json.dumps(measure(sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]))), flush=True)
     else:
-        for b in BACKENDS:
+        for b in sys.argv[3:] or BACKENDS:
             print(json.dumps({b: in_two_processes(b, json.loads(sys.argv[1]), int(sys.argv[2]))}))

@@ -5,9 +5,11 @@ PyTorch has a process for each device, `torchrun` or the like starts them, and `
 """
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from threading import Thread
 from time import sleep
 from typing import TypeVar
@@ -23,6 +25,8 @@ from p3.training import PATIENCE, ROLL_CALL
 from torchp3.model import Coefficients
 
 Made = TypeVar("Made")
+
+GATHERED = count()  # what each process gathers it gathers with all others, so that they count alike
 
 
 def process_count() -> int:
@@ -81,11 +85,18 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
 
 
 def gather(spec: TrainingSpec, value: Made) -> list[Made]:
-    """What each process has here, in their order."""
+    """
+    What each process has here, in their order; by way of the store that connects them.
+
+    A collective on Python's tensors would leave them to a thread of Gloo's, to be freed with the interpreter's lock,
+    while a compiled loop holds that lock and waits for the same thread.
+    """
     if spec.devices == 1:
         return [value]
-    values: list[Made] = [value] * process_count()
-    torch.distributed.all_gather_object(values, value)
+    store, number, rank = distributed_c10d._get_default_store(), next(GATHERED), process_index()
+    store.set(f"p3 {number} {rank}", pickle.dumps(value))
+    values = [pickle.loads(store.get(f"p3 {number} {process}")) for process in range(process_count())]
+    store.delete_key(f"p3 {number - 1} {rank}")  # which all have read who have come to this number
     return values
 
 
@@ -136,7 +147,8 @@ def watched(spec: TrainingSpec) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        if spec.devices == 1 or not any(word in reason.lower() for word in ("gloo", "nccl", "pair closure")):
+        ours = any(word in reason.lower() for word in ("gloo", "nccl", "pair closure"))
+        if spec.devices == 1 or not (ours or isinstance(error, torch.distributed.DistError)):
             raise
         raise LostProcessError(process_index(), process_count(), absent(), reason) from error
 

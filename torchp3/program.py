@@ -61,7 +61,10 @@ class Operations(TorchDispatchMode):
         for tensor in tree_leaves((arguments, options)):
             if isinstance(tensor, Tensor) and id(tensor) not in self.tensors:
                 self.write("constant", tensor, tensor.tolist())  # given by nobody, so it is of the program
-        result = operation(*arguments, **(options or {}))
+        if operation.namespace == "_c10d_functional":  # what other processes have makes no other program
+            result = arguments[0].clone()
+        else:
+            result = operation(*arguments, **(options or {}))
         self.write(operation, arguments, options, result)
         return result
 
