@@ -31,7 +31,7 @@ def free_port() -> int:
 def environments(backend: BackendName, count: int) -> list[dict[str, str]]:
     """What tells each process of the others: for PyTorch what torchrun sets, for JAX what the README says."""
     address, port = "127.0.0.1", str(free_port())
-    common = os.environ | {"OMP_NUM_THREADS": "1"}
+    common = os.environ | {"OMP_NUM_THREADS": "1", "NPROC": "1"}  # of which XLA reads the second
     if backend == "torch":
         common |= {"MASTER_ADDR": address, "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(count)}
         return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
