@@ -174,7 +174,8 @@ def test_more_devices_than_there_are(backend):
 # --- checkpoints
 
 
-@pytest.mark.parametrize("first", [2, pytest.param(3, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("first", [2, 3])
 def test_a_run_goes_on_in_any_number_of_processes_of_either_framework(backend, first, tmp_path):
     flags = [COMPARISONS / "asymmetric.toml", "--dtype", "float64", "--no-jit", "--steps", "90", "--log-every", "30"]
     run = tmp_path / "run"

@@ -1,0 +1,65 @@
+"""What a second process gains: the committed measurement is the README's, and its model of the cost is not far off."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import scaling
+from conftest import COMPARISONS
+
+MADE = json.loads((COMPARISONS / "scaling.json").read_text(), object_hook=lambda fields: numbered(fields))
+
+
+def numbered(fields):
+    """JSON's keys are words, and these are numbers of points."""
+    return {int(key) if key.isdecimal() else key: value for key, value in fields.items()}
+
+
+def test_the_readmes_part_is_what_was_measured():
+    readme = (COMPARISONS.parent / "README.md").read_text()
+    assert scaling.readme_part(MADE) in readme
+
+
+@pytest.mark.parametrize("backend", MADE["measured"])
+def test_the_model_is_within_a_quarter_of_what_was_measured(backend):
+    measured = MADE["measured"][backend]
+    for name, predicted in scaling.predictions(measured).items():
+        for points, seconds in predicted.items():
+            assert seconds == pytest.approx(measured["steps"][name][points], rel=0.25), (name, points)
+
+
+def test_the_model_of_a_machine_that_is_known():
+    # A microsecond to begin, 1 ns a cached point, 2 or 3 ns one from memory, 1 ms to meet, and nothing a byte.
+    def step(points, on_the_bus):
+        return 1e-6 + points * (1e-9 if points <= scaling.CACHED else {1: 2e-9, 2: 3e-9}[on_the_bus])
+
+    sizes = scaling.SIZES
+    measured = {
+        "steps": {
+            "alone": {n: step(n, 1) for n in sizes},
+            "half alone": {n: step(n // 2, 1) for n in sizes},
+            "halves side by side": {n: step(n // 2, 2) for n in sizes},
+            "shared": {n: 1e-3 + step(n // 2, 2) for n in sizes},
+        },
+        "collective": {5: 1e-3, 10**6: 1e-3},
+    }
+    cost = scaling.cost_of(measured)
+    assert cost.begin == pytest.approx(1e-6, rel=0.01)
+    assert cost.cached == pytest.approx(1e-9, rel=0.01)
+    assert cost.streamed == pytest.approx({1: 2e-9, 2: 3e-9}, rel=0.01)
+    assert cost.communicate(1) == 0
+    assert cost.communicate(2) == pytest.approx(1e-3, rel=0.01)
+    assert cost.communicate(8) == pytest.approx(3e-3, rel=0.01)
+    assert cost.communicate(8, is_tree=False) == pytest.approx(7e-3, rel=0.01)
+    assert scaling.enough(cost, 2, True) == pytest.approx(9e-3 / 2e-9, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_small_measurement(tmp_path):
+    command = [sys.executable, COMPARISONS / "scaling.py", "--small", "--turns", "1"]
+    files = ["--output", tmp_path / "scaling.json", "--plot", tmp_path / "scaling.png"]
+    finished = subprocess.run([*command, *files], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "| PyTorch | 10⁴ |" in finished.stdout
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
