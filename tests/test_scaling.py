@@ -8,12 +8,13 @@ import pytest
 import scaling
 from conftest import COMPARISONS
 
-MADE = json.loads((COMPARISONS / "scaling.json").read_text(), object_hook=lambda fields: numbered(fields))
-
 
 def numbered(fields):
     """JSON's keys are words, and these are numbers of points."""
     return {int(key) if key.isdecimal() else key: value for key, value in fields.items()}
+
+
+MADE = json.loads((COMPARISONS / "scaling.json").read_text(), object_hook=numbered)
 
 
 def test_the_readmes_part_is_what_was_measured():
