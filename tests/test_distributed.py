@@ -256,7 +256,7 @@ def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_p
     spec.replace({"steps": 20}).to_toml(few)
     for ending in run_worker(backend, 2, "checkpointed", few, tmp_path):  # what is compiled is so before
         assert ending.code == 0, ending.errors
-    patience, chance, done = 10, Random(7), 0
+    patience, chance, done = 5, Random(7), 0
     for _ in range(20):
         told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
         seconds = lost(backend, told, command, signal.SIGKILL, chance.uniform(0, 8))
