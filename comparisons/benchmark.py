@@ -268,6 +268,13 @@ def readme_part(made: Mapping[str, Any]) -> str:
     return "\n".join([BEGIN, *lines, "", END])
 
 
+def write_part(readme: Path, part: str) -> None:
+    """Put a part of the README, from its first line to its last, in the place of what was there between these."""
+    begin, *_, end = part.splitlines()
+    before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
+    readme.write_text(before + part + rest.partition(end)[2], encoding="utf-8")
+
+
 def machine() -> str:
     """What it runs on."""
     name = platform.machine()
@@ -313,9 +320,7 @@ def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, readme: P
     output.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     draw(made).savefig(plot)
     if readme is not None:
-        text = readme.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        readme.write_text(before + readme_part(made) + rest.partition(END)[2], encoding="utf-8")
+        write_part(readme, readme_part(made))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import click
 import jax
 import numpy as np
 import torch
-from benchmark import machine, seconds
+from benchmark import machine, seconds, write_part
 from matplotlib.figure import Figure
 from processes import ended, environments, running
 from rich.console import Console
@@ -295,9 +295,7 @@ def main(
     draw(made).savefig(plot)
     click.echo(readme_part(made))
     if readme is not None:
-        text = readme.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        readme.write_text(before + readme_part(made) + rest.partition(END)[2], encoding="utf-8")
+        write_part(readme, readme_part(made))
 
 
 if __name__ == "__main__":

@@ -105,14 +105,16 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     never = LostProcessError(int(index or 0), int(size or 0), [], f"not all came within {PATIENCE} seconds")
     late = Timer(PATIENCE, leave, [never])
     late.start()
-    jax.distributed.initialize(
-        num_processes=None if size is None else int(size),
-        process_id=None if index is None else int(index),
-        initialization_timeout=2 * PATIENCE,
-        heartbeat_timeout_seconds=2 * PATIENCE,
-        shutdown_timeout_seconds=PATIENCE,
-    )
-    late.cancel()
+    try:
+        jax.distributed.initialize(
+            num_processes=None if size is None else int(size),
+            process_id=None if index is None else int(index),
+            initialization_timeout=2 * PATIENCE,
+            heartbeat_timeout_seconds=2 * PATIENCE,
+            shutdown_timeout_seconds=PATIENCE,
+        )
+    finally:
+        late.cancel()
     processes = distributed.global_state.num_processes
     if spec.devices == 1:
         spec = spec.replace({"devices": processes})
