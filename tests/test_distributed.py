@@ -86,6 +86,17 @@ def test_compiled_batches_and_parts_that_are_not_whole(backend, tmp_path):
     assert_all_same(backend, 3, [CASES[name].replace({"jit": True}) for name in cases], tmp_path)
 
 
+@pytest.mark.parametrize("jit", [pytest.param(True, marks=SLOW), False], ids=["compiled", "eager"])
+def test_the_hand_written_rule_is_what_processes_use(backend, jit, tmp_path):
+    # The gradients of c and d pass through the rule; those of a and b do not.
+    ASYMMETRIC.replace({"steps": 1, "jit": jit}).to_toml(tmp_path / "spec.toml")
+    for ending in run_worker(backend, 2, "marked", tmp_path / "spec.toml"):
+        assert ending.code == 0, ending.errors
+        true, marked = json.loads(ending.output.splitlines()[-1])
+        for name, factor in {"a": 1, "b": 1, "c": 4, "d": 4}.items():
+            assert marked[name] == pytest.approx(factor * true[name], rel=1e-10), name
+
+
 # --- parts
 
 

@@ -49,6 +49,20 @@ def checkpointed(spec, directory):
     package.fit(with_devices, checkpoint=Checkpoint(directory, resume=True))
 
 
+def marked(spec):
+    """The first update of a fit that all devices share, with the rule as it is, and with its derivative multiplied."""
+    from frameworks import with_and_without_marker  # both frameworks, which other tasks have no need of
+
+    with_devices = TrainingSpec.from_toml(spec).replace({"devices": distributed.process_count()})
+    before = with_devices.start.model_dump()
+
+    def first_update():
+        after = package.fit(with_devices).coefficients
+        return {name: after[name] - before[name] for name in before}
+
+    print(json.dumps(with_and_without_marker(backend, 4, first_update)))
+
+
 def memory(points, steps):
     """The most that a process of a fit of so many points ever held, in bytes."""
     spec = TrainingSpec(steps=int(steps), devices=distributed.process_count(), dtype="float64")
@@ -59,5 +73,7 @@ def memory(points, steps):
     print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
+TASKS = (fits, marked, one_cannot, checkpointed, memory)
+
 with distributed.joined(TrainingSpec()):
-    {"fits": fits, "one_cannot": one_cannot, "checkpointed": checkpointed, "memory": memory}[task](*arguments)
+    {do.__name__: do for do in TASKS}[task](*arguments)
