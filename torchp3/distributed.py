@@ -7,7 +7,7 @@ PyTorch has a process for each device, `torchrun` or the like starts them, and `
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from threading import Thread
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from p3.errors import InputError, LostProcessError
+from p3.errors import DivergenceError, InputError, LostProcessError
 from p3.spec import TrainingSpec
 from p3.training import PATIENCE, ROLL_CALL
 from torchp3.model import Coefficients
@@ -80,8 +80,27 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
         raise LostProcessError(int(os.environ["RANK"]), processes, [], str(error).partition("\n")[0]) from error
     try:
         yield spec if spec.devices > 1 else spec.replace({"devices": processes})
+        part()
+    except (InputError, DivergenceError):  # which all of them come to
+        part()
+        raise
     finally:
         torch.distributed.destroy_process_group()
+
+
+def part() -> None:
+    """
+    Leave when all are done, the first one last, since the store is its own.
+
+    Whoever closes its connections before takes from others what they have not read yet.
+    """
+    store, everyone = distributed_c10d._get_default_store(), range(process_count())
+    with suppress(torch.distributed.DistError):  # the others have been lost meanwhile, with nothing left to do
+        store.set(f"p3 done {process_index()}", "")
+        store.wait([f"p3 done {process}" for process in everyone], timedelta(seconds=PATIENCE))
+        store.set(f"p3 gone {process_index()}", "")
+        if process_index() == 0:
+            store.wait([f"p3 gone {process}" for process in everyone], timedelta(seconds=PATIENCE))
 
 
 def gather(spec: TrainingSpec, value: Made) -> list[Made]:
