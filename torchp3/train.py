@@ -14,8 +14,8 @@ import torch
 from filelock import FileLock
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
-from torch._higher_order_ops import scan
-from torch.utils._pytree import tree_map
+from torch._higher_order_ops.scan import scan_op
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from p3.checkpoint import Checkpoint
 from p3.data import make_shard
@@ -117,13 +117,24 @@ def arrange(
 
 
 def scan_steps(step: Step, carry: Carry, shard: Shard, steps: dict[str, Tensor]) -> tuple[Carry, dict[str, Tensor]]:
-    """Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each."""
+    """
+    Some steps in a row: the coefficients and the optimizer's state after the last, and what is recorded of each.
 
-    def body(carry, told):  # type: ignore[no-untyped-def]  # Dynamo cannot trace annotations of generic types
-        # scan refuses what may be a view.
-        return tree_map(torch.clone, step(carry, shard, told))
+    By the operation that PyTorch's `scan` itself calls, since that has Dynamo trace the step once more before: which
+    takes seconds, and fails on sizes that it holds for any where it has traced other sizes before.
+    """
+    given, given_tree = tree_flatten((carry, steps, shard))
+    result_tree = None
 
-    after, recorded = scan(body, carry, steps)
+    def body(*leaves: Tensor) -> list[Tensor]:
+        nonlocal result_tree
+        carry, told, shard = tree_unflatten(leaves, given_tree)
+        results, result_tree = tree_flatten(step(carry, shard, told))
+        return [result.clone() for result in results]  # scan refuses what may be a view
+
+    first, last = len(tree_leaves(carry)), len(tree_leaves((carry, steps)))
+    results = scan_op(body, given[:first], given[first:last], given[last:])
+    after, recorded = tree_unflatten(results, result_tree)
     return after, arrange(carry[0], steps, recorded)
 
 
