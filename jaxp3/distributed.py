@@ -95,24 +95,40 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
 
     JAX aborts a process when another one is lost. Where this finds out first, it says so in one line, and ends the
     process all the same: JAX would wait for the others.
+
+    Raises
+    ------
+    InputError
+        The variables hold what cannot be, or one of them is missing.
     """
     if "JAX_COORDINATOR_ADDRESS" not in os.environ:
         if spec.devices > 1:
             jax.config.update("jax_num_cpu_devices", spec.devices)
         yield spec
         return
-    size, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-    never = LostProcessError(int(index or 0), int(size or 0), [], f"not all came within {PATIENCE} seconds")
+    address = os.environ["JAX_COORDINATOR_ADDRESS"]
+    if not address.rpartition(":")[2].isdecimal():
+        raise InputError(
+            f"JAX_COORDINATOR_ADDRESS={address}; give the first process's host and a port that is free there, "
+            "as 127.0.0.1:1234"
+        )
+    size, index = whole_number("JAX_NUM_PROCESSES"), whole_number("JAX_PROCESS_ID")
+    if size is not None and not (index or 0) < size:
+        raise InputError(f"JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={size}; count the processes from 0")
+    never = LostProcessError(index or 0, size or 0, [], f"not all came within {PATIENCE} seconds")
     late = Timer(PATIENCE, leave, [never])
     late.start()
     try:
         jax.distributed.initialize(
-            num_processes=None if size is None else int(size),
-            process_id=None if index is None else int(index),
+            num_processes=size,
+            process_id=index,
             initialization_timeout=2 * PATIENCE,
             heartbeat_timeout_seconds=2 * PATIENCE,
             shutdown_timeout_seconds=PATIENCE,
         )
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"{reason}; give JAX_NUM_PROCESSES and JAX_PROCESS_ID") from error
     finally:
         late.cancel()
     processes = distributed.global_state.num_processes
@@ -128,6 +144,16 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     finally:
         ending.set()
         jax.distributed.shutdown()
+
+
+def whole_number(variable: str) -> int | None:
+    """What an environment variable says, if it is there."""
+    value = os.environ.get(variable)
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise InputError(f"{variable}={value}; give a whole number")
+    return int(value)
 
 
 def meet(ending: Event) -> None:

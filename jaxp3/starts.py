@@ -14,7 +14,7 @@ from jaxp3.optimizer import initial_state
 from jaxp3.schedule import learning_rates
 from jaxp3.train import Carry, make_piece, place, place_coefficients
 from p3.spec import TrainingSpec
-from p3.starts import StartsProgress, StartsResult, chunk_size, train_starts
+from p3.starts import StartsProgress, StartsResult, chunk_size, require_one_device, train_starts
 
 
 def fit_starts(
@@ -32,14 +32,15 @@ def fit_starts(
     Raises
     ------
     InputError
-        The points are not finite in the specification's dtype; or there is no such device.
+        The points are not finite in the specification's dtype; there is no such device; or it is to be several.
 
     Warns
     -----
     RuntimeWarning
         As `fit`.
     """
-    spec = spec.replace({"trace": False, "devices": 1})
+    require_one_device(spec)
+    spec = spec.replace({"trace": False})
 
     def begin(chunk: Float64[np.ndarray, "chunk 4"]) -> Carry:
         coefficients = place_coefficients(spec, dict(zip("abcd", chunk.T, strict=True)))

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float64
 from pydantic import model_validator
 
 from p3.data import Points, make_points
+from p3.errors import InputError
 from p3.exact import P3
 from p3.result import Numbers, Run, closing_line
 from p3.spec import TrainingSpec
@@ -93,6 +94,14 @@ def random_starts(spec: TrainingSpec, count: int, spread: float = 1.0) -> Float6
     """
     middle = list(spec.start.model_dump().values())
     return np.add(middle, spread * np.random.default_rng(spec.seed).uniform(-1, 1, (count, 4)))
+
+
+def require_one_device(spec: TrainingSpec) -> None:
+    """Raise `InputError` where devices are to share the points, which one fit does, and many at once do not."""
+    if spec.devices > 1:
+        raise InputError(
+            f"devices = {spec.devices}, and many fits at once are by one device, in one process; leave devices out"
+        )
 
 
 def chunk_size(spec: TrainingSpec, count: int) -> int:

@@ -222,6 +222,33 @@ def test_processes_with_other_specifications(backend):
         assert "steps is 10 in process 0 and 20 in process 1; give all of them one" in ending.errors
 
 
+def test_many_starts_are_no_fit_to_share(backend):
+    for ending in run_commands(backend, [["--starts", "5"]] * 2):
+        assert ending.code == 2
+        assert "devices = 2, and many fits at once are by one device, in one process; leave devices" in ending.errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1"}, "JAX_COORDINATOR_ADDRESS=127.0.0.1; give the first process's host"),
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:x"}, "JAX_COORDINATOR_ADDRESS=127.0.0.1:x; give the first process's"),
+        ({"JAX_NUM_PROCESSES": ""}, "JAX_NUM_PROCESSES=; give a whole number"),
+        ({"JAX_NUM_PROCESSES": None}, "Number of processes must be defined; give JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two; give a whole number"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1; give a whole number"),
+        ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2; count the processes from 0"),
+    ],
+    ids=["no port", "no number for a port", "nothing", "not how many", "no number", "negative", "too many"],
+)
+def test_processes_that_are_told_nonsense(changes, message):
+    environment = {name: value for name, value in (environments("jax", 2)[0] | changes).items() if value is not None}
+    finished = subprocess.run([sys.executable, "-m", "jaxp3"], env=environment, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"jaxp3: {message}")
+    assert finished.stderr.count("\n") == 1
+
+
 def test_a_process_that_never_comes(backend):
     # Of two, each of which waits for the other and a third.
     patience = 4

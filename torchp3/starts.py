@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64
 
 from p3.spec import TrainingSpec
-from p3.starts import StartsProgress, StartsResult, chunk_size, train_starts
+from p3.starts import StartsProgress, StartsResult, chunk_size, require_one_device, train_starts
 from torchp3.device import describe_device, find_device
 from torchp3.optimizer import initial_state
 from torchp3.schedule import learning_rates
@@ -29,14 +29,15 @@ def fit_starts(
     Raises
     ------
     InputError
-        The points are not finite in the specification's dtype; or there is no such device.
+        The points are not finite in the specification's dtype; there is no such device; or it is to be several.
 
     Warns
     -----
     RuntimeWarning
         As `fit`.
     """
-    spec = spec.replace({"trace": False, "devices": 1})
+    require_one_device(spec)
+    spec = spec.replace({"trace": False})
 
     def begin(chunk: Float64[np.ndarray, "chunk 4"]) -> Carry:
         columns = chunk.T.copy()  # the scan compares strides, even of a single number

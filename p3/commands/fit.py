@@ -111,7 +111,8 @@ def fit_command(backend: BackendName) -> click.Command:
             spread = 1.0 if spread is None else spread
             if not isfinite(spread):
                 raise InputError(f"--spread {spread}: it must be finite")
-            many = fit_starts(backend, specification(spec_file, flags), starts, spread)
+            with load(backend).distributed.joined(specification(spec_file, flags)) as spec:
+                many = fit_starts(backend, spec, starts, spread)
             click.echo(many)
             if output:
                 many.save(output)
