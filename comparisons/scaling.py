@@ -48,8 +48,8 @@ def step_seconds(fit: Callable[..., Any], spec: TrainingSpec) -> float:
 
 
 def spec_of(points: int, devices: int) -> TrainingSpec:
-    """A fit of so many points, with pieces of a tenth of a second or so."""
-    length = int(np.clip(2 * 10**7 // points, 3, 100))
+    """A fit of so many points, with pieces of some tenths of a second."""
+    length = int(np.clip(2 * 10**7 // points, 10, 100))
     spec = TrainingSpec(steps=PIECES * length, log_every=length, trace=False, devices=devices)
     return spec.replace({"data": {"points": points}, "optimizer": {"learning_rate": 1e-2 / points}})
 

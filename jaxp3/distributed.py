@@ -27,7 +27,7 @@ from jaxp3.device import find_device
 from jaxp3.model import Coefficients
 from p3.errors import InputError, LostProcessError
 from p3.spec import TrainingSpec
-from p3.training import PATIENCE, ROLL_CALL
+from p3.training import PATIENCE, ROLL_CALL, give_way
 
 Made = TypeVar("Made")
 
@@ -115,6 +115,7 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     size, index = whole_number("JAX_NUM_PROCESSES"), whole_number("JAX_PROCESS_ID")
     if size is not None and not (index or 0) < size:
         raise InputError(f"JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={size}; count the processes from 0")
+    give_way()
     never = LostProcessError(index or 0, size or 0, [], f"not all came within {PATIENCE} seconds")
     late = Timer(PATIENCE, leave, [never])
     late.start()

@@ -148,6 +148,13 @@ def test_a_step_alone_and_other_numbers_of_fits_are_other_programs(compiled, tmp
     assert len({path for path, _ in compiled}) == 5
 
 
+def test_sums_of_many_points_are_of_another_program_whichever_is_compiled_first(compiled):
+    for points in (2, 4096, 4097, 2**14 - 1):
+        make_loop(SPEC.replace({"data": {"points": points}}))
+    few, still_few, many, still_many = (path for path, _ in compiled)
+    assert few == still_few != many == still_many
+
+
 FIT = """
 import sys, torchp3
 from p3 import TrainingSpec

@@ -21,7 +21,7 @@ from torch.distributed import distributed_c10d
 
 from p3.errors import DivergenceError, InputError, LostProcessError
 from p3.spec import TrainingSpec
-from p3.training import PATIENCE, ROLL_CALL
+from p3.training import PATIENCE, ROLL_CALL, give_way
 from torchp3.model import Coefficients
 
 Made = TypeVar("Made")
@@ -72,6 +72,7 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     if processes == 1:
         yield spec
         return
+    give_way()
     if on_gpu := spec.device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:

@@ -155,11 +155,14 @@ def compile_loop(spec: TrainingSpec, carry: Carry, shard: Shard, length: int) ->
     """
     The loop of so many steps as one program, of which 1 step is another than any more; compiled if it never was.
 
+    Another one too of more than 4096 points, of which Inductor adds up the sums of parts, as float32's rounding needs.
+
     No array of the points is kept between the sums: to allocate one takes longer than to compute it twice. Two threads
     that wait for each other at each step take longer than one, and far longer where they share a core. Multiplications
     are fused with additions, as JAX's compiler does, which leaves out roundings, and a quarter of the time.
     """
-    numbers = carry[0]["a"].numel() * (spec.batch_size or len(shard["x"]))
+    points = spec.batch_size or len(shard["x"])
+    numbers = carry[0]["a"].numel() * points
     whole = 1000  # more operations, and more readers, than any expression here has
     options = {
         "cpp.enable_floating_point_contract_flag": "fast",
@@ -172,7 +175,8 @@ def compile_loop(spec: TrainingSpec, carry: Carry, shard: Shard, length: int) ->
     steps = {name: torch.as_tensor(values, device=device) for name, values in blank_steps(spec, length).items()}
     one = carry, shard, {name: values[0] for name, values in steps.items()}
     this_step = partial(step, spec)
-    about = length, carry[0]["a"].shape, options, describe_device(device), Path(__file__).read_text(encoding="utf-8")
+    source = Path(__file__).read_text(encoding="utf-8")
+    about = length, carry[0]["a"].shape, points > 4096, options, describe_device(device), source
     with LOCK:
         path = path_of(f"{fingerprint(this_step, one, about)}.pt2")
         with suppress(RuntimeError):  # there is none, or it is not whole
