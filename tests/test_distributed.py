@@ -97,6 +97,12 @@ def test_the_hand_written_rule_is_what_processes_use(backend, jit, tmp_path):
             assert marked[name] == pytest.approx(factor * true[name], rel=1e-10), name
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="a policy of Linux's")
+def test_a_thread_that_wakes_waits_for_the_one_that_runs(backend):
+    for ending in run_worker(backend, 2, "scheduled"):
+        assert ending.output.endswith("True\n"), ending.errors
+
+
 # --- parts
 
 

@@ -64,3 +64,13 @@ def test_a_small_measurement(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "| PyTorch | 10⁴ |" in finished.stdout
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", MADE["measured"])
+def test_two_processes_reach_most_of_what_two_fits_side_by_side_do(backend):
+    # 5·10^7 points each, and the memory bus is one for both.
+    steps = scaling.in_two_processes(backend, [10**8], 5)["steps"]
+    reached = steps["halves side by side"][10**8] / steps["shared"][10**8]
+    print(f"{backend}: {reached:.0%}")
+    assert reached >= 0.85

@@ -43,6 +43,11 @@ def one_cannot():
         print(error)
 
 
+def scheduled():
+    """By which policy the threads that this process starts are scheduled."""
+    print(os.sched_getscheduler(0) == os.SCHED_BATCH)
+
+
 def checkpointed(spec, directory):
     """A run that goes on from where it was."""
     with_devices = TrainingSpec.from_toml(spec).replace({"devices": distributed.process_count()})
@@ -73,7 +78,7 @@ def memory(points, steps):
     print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-TASKS = (fits, marked, one_cannot, checkpointed, memory)
+TASKS = (fits, marked, one_cannot, scheduled, checkpointed, memory)
 
 with distributed.joined(TrainingSpec()):
     {do.__name__: do for do in TASKS}[task](*arguments)
