@@ -1,5 +1,6 @@
 """What the tests share: the two problems, and fits made once."""
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,10 +16,13 @@ PROBLEMS = {name: TrainingSpec.from_toml(COMPARISONS / f"{name}.toml") for name 
 
 @pytest.fixture(scope="session", autouse=True)
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What PyTorch compiles is compiled by these tests, and shared by all the processes that they start."""
+    """What PyTorch compiles is compiled by these tests, and shared by all their processes and those that they start."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("TORCHP3_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
-            patch.setenv(variable, str(tmp_path_factory.mktemp("programs")))
+            patch.setenv(variable, str(base / variable))
         yield
 
 

@@ -37,8 +37,13 @@ def check(pair, **options):
     )
 
 
-# The slowest of those that have another like them.
+# The slowest, for the slow tests.
 SLOW = (
+    "convolution",
+    "matrix product",
+    "rms norm",
+    "scaled sine",
+    "softmax",
     "scaled sine, a scalar",
     "scaled sine, broadcast",
     "layer norm",

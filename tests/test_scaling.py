@@ -67,6 +67,7 @@ def test_a_small_measurement(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("backend", MADE["measured"])
 def test_two_processes_reach_most_of_what_two_fits_side_by_side_do(backend):
     # 5·10^7 points each, and the memory bus is one for both.
