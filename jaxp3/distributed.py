@@ -7,6 +7,7 @@ JAX has one process for several devices, or one for each, and `jax.distributed` 
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -25,13 +26,14 @@ from jaxtyping import Float
 
 from jaxp3.device import find_device
 from jaxp3.model import Coefficients
-from p3.errors import InputError, LostProcessError
+from p3.errors import ALIKE, InputError, LostProcessError, last_words
 from p3.spec import TrainingSpec
 from p3.training import PATIENCE, ROLL_CALL, give_way
 
 Made = TypeVar("Made")
 
 AXIS = "devices"  # of the mesh
+MOST_DEVICES = 2048  # XLA numbers a CPU's devices so that the next is taken for another process's
 SHARED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
@@ -93,17 +95,17 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     They are told of each other by JAX_COORDINATOR_ADDRESS, which `jax.distributed` knows, and by JAX_NUM_PROCESSES and
     JAX_PROCESS_ID, which may be left out where it finds out by itself, as under Slurm and Open MPI.
 
-    JAX aborts a process when another one is lost. Where this finds out first, it says so in one line, and ends the
-    process all the same: JAX would wait for the others.
+    Where one process fails alone, or loses another, this says so in one line, and ends the process there and then: JAX
+    would wait for the others, and then abort.
 
     Raises
     ------
     InputError
-        The variables hold what cannot be, or one of them is missing.
+        The variables hold what cannot be, or one of them is missing; or a process is to have more devices than it can.
     """
     if "JAX_COORDINATOR_ADDRESS" not in os.environ:
         if spec.devices > 1:
-            jax.config.update("jax_num_cpu_devices", spec.devices)
+            make_devices(spec.devices)
         yield spec
         return
     address = os.environ["JAX_COORDINATOR_ADDRESS"]
@@ -135,16 +137,25 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     processes = distributed.global_state.num_processes
     if spec.devices == 1:
         spec = spec.replace({"devices": processes})
-    jax.config.update("jax_num_cpu_devices", max(1, spec.devices // processes))
+    make_devices(max(1, spec.devices // processes))
     ending = Event()
     Thread(target=meet, args=[ending], daemon=True).start()
     try:
         yield spec
-    except LostProcessError as error:
-        leave(error)
+    except BaseException as error:
+        if not isinstance(error, ALIKE):
+            leave(error)
+        raise
     finally:
         ending.set()
         jax.distributed.shutdown()
+
+
+def make_devices(count: int) -> None:
+    """Have the process's CPU be so many devices."""
+    if count > MOST_DEVICES:
+        raise InputError(f"{count} devices in one process, and JAX takes {MOST_DEVICES} at most; start more processes")
+    jax.config.update("jax_num_cpu_devices", count)
 
 
 def whole_number(variable: str) -> int | None:
@@ -170,11 +181,15 @@ def meet(ending: Event) -> None:
             return
 
 
-def leave(error: LostProcessError) -> NoReturn:
-    """Say what happened, and end the process before JAX does."""
+def leave(error: BaseException) -> NoReturn:
+    """Say what happened, and end the process at once, since JAX would wait for the others, and abort."""
+    said = last_words(error)
+    if said is None:
+        traceback.print_exception(error)
+    message, code = said or (repr(error), 1)
     sys.stdout.flush()
-    print(f"jaxp3: {error}", file=sys.stderr, flush=True)
-    os._exit(1)
+    print(f"jaxp3: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def gather(spec: TrainingSpec, value: Made) -> list[Made]:

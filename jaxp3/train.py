@@ -23,7 +23,7 @@ from p3.checkpoint import Checkpoint
 from p3.data import make_shard
 from p3.result import FitResult
 from p3.spec import TrainingSpec
-from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, piece_lengths, require_same, train
+from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, outset, piece_lengths, require_same, train
 
 Carry = tuple[Coefficients, State]
 # x and y of a device's points; and, where it shares points with others, how many of these are points, and, of batches,
@@ -244,7 +244,8 @@ def fit(
     DivergenceError
         A loss or a coefficient is not finite.
     LostProcessError
-        Of several processes one has ended, or has not answered for `p3.training.PATIENCE` seconds.
+        Of several processes one has ended, or has not answered for as long as they were told to wait when they were
+        connected; the commands tell them `p3.training.PATIENCE` seconds.
 
     Warns
     -----
@@ -257,7 +258,7 @@ def fit(
     # float64 is switched on for this fit alone: the flag is the thread's while the context lasts.
     with watched(spec), jax.enable_x64(spec.dtype == "float64"), jax.default_device(device):
         saved = together(spec, lambda: checkpoint.read(spec) if checkpoint is not None else None)
-        require_same(gather(spec, (spec, saved.steps if saved is not None else 0)))
+        require_same(gather(spec, together(spec, lambda: outset(spec, saved))))
         shard = together(spec, lambda: place(spec))
         start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)

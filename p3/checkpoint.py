@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from p3.data import digest_of_file
+from p3.data import digest_of_points
 from p3.errors import InputError
 from p3.section import describe, first_difference
-from p3.spec import FileData, TrainingSpec
+from p3.spec import TrainingSpec
 
 FORMAT = "p3 training piece, 2"
 ANYWHERE = ("device", "devices", "jit")  # fields of the specification that may change where a run goes on
@@ -89,7 +89,7 @@ class Checkpoint:
             "format": FORMAT,
             "first": str(first),
             "specification": spec.model_dump_json(),
-            "points": _digest_of_points(spec),
+            "points": digest_of_points(spec),
         }
         content = save(arrays, about | {"digest": _digest(arrays, about)})
         end = first + len(record["losses"])
@@ -108,7 +108,7 @@ class Checkpoint:
             if difference is not None:
                 field, there, here = difference
                 raise InputError(f"{path}: is of another run: {field} is {there} there and {here} here")
-            if points != _digest_of_points(spec):
+            if points != digest_of_points(spec):
                 raise InputError(f"{path}: is of other points than {getattr(spec.data, 'file', 'there are')} has now")
             if first != done:
                 raise InputError(f"{path}: begins with step {first}, and the piece before it is not there")
@@ -129,11 +129,6 @@ class Checkpoint:
                 if name.startswith("record.")
             },
         )
-
-
-def _digest_of_points(spec: TrainingSpec) -> str:
-    """Of the file that they are in; where there is none the specification says what they are."""
-    return digest_of_file(spec.data) if isinstance(spec.data, FileData) else ""
 
 
 def _by_name(values: np.ndarray) -> dict[str, float]:

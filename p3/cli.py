@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from p3.errors import DivergenceError, InputError, LostProcessError
+from p3.errors import last_words
 
 
 def p3_command() -> click.Group:
@@ -42,21 +42,18 @@ def run(command: click.Command) -> NoReturn:
     except click.UsageError as error:
         complain(error.format_message())
         code = 2
-    except (InputError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has left, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        complain(error)
-        code = 2
-    except MemoryError as error:
-        complain(f"not enough memory: {error}; ask for fewer points or steps")
-        code = 2
-    except (DivergenceError, LostProcessError) as error:
-        complain(error)
-        code = 1
-    except click.Abort as error:
-        complain(str(error) or "interrupted")
+    except click.Abort:
+        complain("interrupted")
         code = 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        said = last_words(error)
+        if said is None:
+            raise
+        message, code = said
+        complain(message)
     sys.exit(code)
 
 

@@ -134,9 +134,11 @@ def read_points(data: FileData, rows: range) -> FilePoints:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def digest_of_file(data: FileData) -> str:
-    """SHA-256 of the file. Raises `InputError`."""
-    path = Path(data.file)
+def digest_of_points(spec: TrainingSpec) -> str:
+    """SHA-256 of the file that they are in; "" where the specification says what they are. Raises `InputError`."""
+    if not isinstance(spec.data, FileData):
+        return ""
+    path = Path(spec.data.file)
     try:
         return _digest(path, path.stat().st_mtime_ns)
     except OSError as error:

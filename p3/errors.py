@@ -61,6 +61,29 @@ class LostProcessError(RuntimeError):
         )
 
 
+class StoppedError(RuntimeError):
+    """A fit was interrupted, and all its processes stopped when a piece was saved; the message says how to go on."""
+
+
+# What all processes of a fit come to alike; anything else may be one's alone.
+ALIKE = (InputError, DivergenceError, StoppedError)
+
+
+def last_words(error: BaseException) -> tuple[str, int] | None:
+    """What a command says of an error, in a line, and its exit code; None where the fault is not the user's."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, StoppedError):
+        return str(error), 130
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}; ask for fewer points or steps", 2
+    if isinstance(error, (InputError, OSError)):
+        return str(error), 2
+    if isinstance(error, (DivergenceError, LostProcessError)):
+        return str(error), 1
+    return None
+
+
 def dtype_error(given: str, conversion: str) -> TypeError:
     """What either framework's operator raises for anything but floating-point and complex arrays."""
     return TypeError(

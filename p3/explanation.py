@@ -220,6 +220,7 @@ def explain(spec: TrainingSpec, step: int = 0, shown: tuple[int, ...] | None = N
     for point in shown:
         if not 0 <= point < count:
             raise InputError(f"there is no point {point}; the step sees points 0 to {count - 1}")
+    spec = spec.replace({"devices": 1})  # a step is the same, whoever shares the points
     packages = {name: load(name) for name in BACKENDS}
     traces = record_up_to(spec, step)
     coefficients = by_name(traces["coefficients"][step])

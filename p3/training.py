@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from p3.checkpoint import Checkpoint, Saved
-from p3.data import count_points
+from p3.data import count_points, digest_of_points
 from p3.errors import DivergenceError, InputError
 from p3.section import first_difference
 from p3.spec import TrainingSpec
@@ -128,21 +128,38 @@ def give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def require_same(processes: Sequence[tuple[TrainingSpec, int]]) -> None:
+class Outset(NamedTuple):
+    """Where a process of a fit begins: its specification, the digest of its points' file, and the steps it has done."""
+
+    spec: TrainingSpec
+    points: str
+    steps: int
+
+
+def outset(spec: TrainingSpec, saved: Saved | None) -> Outset:
+    """Where this process begins. Raises `InputError` if there is no file of points."""
+    points = digest_of_points(spec) if spec.devices > 1 else ""  # which takes to read it all
+    return Outset(spec, points, saved.steps if saved is not None else 0)
+
+
+def require_same(processes: Sequence[Outset]) -> None:
     """
-    Require of the processes of a fit that they go on with the same specification from the same step.
+    Require of the processes of a fit that they go on with the same specification and points from the same step.
 
     Raises
     ------
     InputError
         They do not.
     """
-    spec, steps = processes[0]
-    for process, (their_spec, their_steps) in enumerate(processes):
+    spec, points, steps = processes[0]
+    for process, (their_spec, their_points, their_steps) in enumerate(processes):
         difference = first_difference(spec, their_spec, ignoring=())
         if difference is not None:
             field, ours, theirs = difference
             raise InputError(f"{field} is {ours} in process 0 and {theirs} in process {process}; give all of them one")
+        if points != their_points:
+            file = getattr(spec.data, "file", None)
+            raise InputError(f"{file} has other points in process {process} than in process 0; give all of them one")
         if steps != their_steps:
             raise InputError(
                 f"the checkpoint has {steps} steps in process 0 and {their_steps} in process {process}; "

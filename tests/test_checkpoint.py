@@ -106,6 +106,13 @@ def test_float32_goes_on_to_the_bit(backend, tmp_path):
     assert resume(backend, tmp_path, spec).coefficients == load(backend).fit(spec).coefficients
 
 
+@pytest.mark.parametrize("elsewhere", [{"device": "gpu"}, {"devices": 4}, {"jit": True}])
+def test_where_and_how_a_run_goes_on_is_no_part_of_it(elsewhere, tmp_path):
+    spec = asymmetric(steps=2)
+    Checkpoint(tmp_path).write(spec, 0, spec.start.model_dump(), {}, {"losses": np.ones(2)})
+    assert Checkpoint(tmp_path, resume=True).read(spec.replace(elsewhere)).steps == 2
+
+
 # --- what is refused
 
 

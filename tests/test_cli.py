@@ -102,6 +102,16 @@ def test_compare_takes_saved_results(saved):
     assert "agree: " in finished.stdout
 
 
+def test_compare_fits_in_one_process():
+    finished = run("p3", "compare", "--devices", "2")
+    refused(finished, "devices = 2, and this fits in one process; fit with torchp3 and jaxp3")
+
+
+def test_too_many_devices_for_one_process():
+    finished = run("jaxp3", "--devices", "2049")
+    refused(finished, "2049 devices in one process, and JAX takes 2048 at most; start more processes")
+
+
 def test_compare_fails_when_the_results_differ(saved, tmp_path):
     result = FitResult.load(saved / "jaxp3.json")
     losses = result.losses.copy()

@@ -28,7 +28,7 @@ def asymmetric(**changes):
 )
 def test_it_is_the_step_of_the_run(step, changes):
     spec = asymmetric(**changes)
-    explanation = explain(spec, step)
+    explanation = explain(spec.replace({"devices": 2}), step)
     traces = torchp3.fit(spec).traces
     assert list(explanation.coefficients.values()) == traces["coefficients"][step].tolist()
     assert explanation.learning_rate == traces["learning_rate"][step]

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from p3.errors import DivergenceError, InputError, LostProcessError
+from p3.errors import ALIKE, InputError, LostProcessError
 from p3.spec import TrainingSpec
 from p3.training import PATIENCE, ROLL_CALL, give_way
 from torchp3.model import Coefficients
@@ -82,7 +82,7 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     try:
         yield spec if spec.devices > 1 else spec.replace({"devices": processes})
         part()
-    except (InputError, DivergenceError):  # which all of them come to
+    except ALIKE:
         part()
         raise
     finally:

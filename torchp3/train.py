@@ -21,7 +21,7 @@ from p3.checkpoint import Checkpoint
 from p3.data import make_shard
 from p3.result import FitResult
 from p3.spec import TrainingSpec
-from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, piece_lengths, require_same, train
+from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, outset, piece_lengths, require_same, train
 from torchp3.device import describe_device, find_device
 from torchp3.distributed import devices_here, gather, together, total, watched
 from torchp3.model import Coefficients, loss
@@ -279,7 +279,8 @@ def fit(
     DivergenceError
         A loss or a coefficient is not finite.
     LostProcessError
-        Of several processes one has ended, or has not answered for `p3.training.PATIENCE` seconds.
+        Of several processes one has ended, or has not answered for as long as they were told to wait when they were
+        connected; the commands tell them `p3.training.PATIENCE` seconds.
 
     Warns
     -----
@@ -292,7 +293,7 @@ def fit(
     # Gradients are on for this fit alone, whatever the caller has switched off.
     with watched(spec), torch.inference_mode(False), torch.enable_grad():
         saved = together(spec, lambda: checkpoint.read(spec) if checkpoint is not None else None)
-        require_same(gather(spec, (spec, saved.steps if saved is not None else 0)))
+        require_same(gather(spec, together(spec, lambda: outset(spec, saved))))
         shard = together(spec, lambda: place(spec))
         start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)

@@ -45,6 +45,11 @@ def compare_callback(paths: tuple[str, ...], plot: Path | None, report: Path | N
         a, b = (FitResult.load(path) for path in paths)
     elif len(paths) < 2:
         spec = specification(paths[0] if paths else None, flags)
+        if spec.devices > 1:
+            raise InputError(
+                f"devices = {spec.devices}, and this fits in one process; fit with torchp3 and jaxp3, with --output, "
+                "and give the two results"
+            )
         for backend in BACKENDS:
             load(backend)
         a, b = (fit(backend, spec) for backend in BACKENDS)

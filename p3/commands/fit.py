@@ -15,7 +15,7 @@ from p3.backends import BACKENDS, BackendName, load
 from p3.checkpoint import Checkpoint
 from p3.commands import EXIT_CODES
 from p3.commands.files import drawable, writable
-from p3.errors import InputError
+from p3.errors import InputError, StoppedError
 from p3.flags import specification, specification_flags
 from p3.result import FitResult
 from p3.spec import TrainingSpec
@@ -78,7 +78,7 @@ def fit(
                 return
             if any(package.distributed.gather(spec, interrupted())):
                 again = f"{BACKENDS[backend].package} --checkpoint {shlex.quote(str(checkpoint.directory))} --resume"
-                raise click.exceptions.Abort(f"interrupted; saved up to step {step}: go on with {again}")
+                raise StoppedError(f"interrupted; saved up to step {step}: go on with {again}")
 
         result: FitResult = package.fit(spec, progress, checkpoint)
     return result
