@@ -23,6 +23,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("TORCHP3_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
             patch.setenv(variable, str(base / variable))
+        # Of what calls the kernels, which is most of a program and computes nothing.
+        patch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
         yield
 
 

@@ -247,7 +247,7 @@ def test_a_file_says_what_it_is(saved):
 # --- killed and interrupted
 
 RUNNER = """
-import os, random, signal, sys, time, torch, torchp3
+import os, random, signal, sys, tempfile, time, torch, torchp3
 from p3 import TrainingSpec
 from p3.checkpoint import Checkpoint
 from p3.errors import InputError
@@ -256,13 +256,18 @@ torch.set_num_threads(1)
 directory, kills = sys.argv[1], int(sys.argv[2])
 spec = TrainingSpec.from_toml(sys.argv[3])
 chance = random.Random(7)
+with tempfile.TemporaryDirectory() as folder:
+    torchp3.fit(spec.replace({"steps": 20}))  # loads libraries
+    begin = time.monotonic()
+    torchp3.fit(spec.replace({"steps": 400}), checkpoint=folder + "/run")
+    usual = time.monotonic() - begin
 done = 0
 for _ in range(kills):
     child = os.fork()
     if child == 0:
         torchp3.fit(spec, checkpoint=Checkpoint(directory, resume=True))
         os._exit(0)
-    time.sleep(chance.uniform(0.0, 0.25))
+    time.sleep(chance.uniform(0.0, 2 * usual))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     saved = Checkpoint(directory, resume=True).read(spec)  # raises if a file is not whole
