@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sys
+from errno import ENOSPC
 from importlib import import_module
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def in_folders_of_their_own(cases):
             print(len(checkpoint.paths()))
 
 
+def on_a_full_disk(directory):
+    """A run of which no piece can be saved, as the first process alone finds out."""
+
+    class OnAFullDisk(Checkpoint):
+        def write(self, *_):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    spec = TrainingSpec(devices=distributed.process_count(), steps=40, log_every=20, jit=False)
+    package.fit(spec, checkpoint=OnAFullDisk(directory))
+
+
 def scheduled():
     """By which policy the threads that this process starts are scheduled."""
     print(os.sched_getscheduler(0) == os.SCHED_BATCH)
@@ -78,7 +90,7 @@ def memory(points, steps):
     print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-TASKS = (fits, marked, in_folders_of_their_own, scheduled, checkpointed, memory)
+TASKS = (fits, marked, in_folders_of_their_own, on_a_full_disk, scheduled, checkpointed, memory)
 
 with distributed.joined(TrainingSpec()):
     {do.__name__: do for do in TASKS}[task](*arguments)
