@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from threading import Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import TypeVar
 
 import torch
@@ -177,18 +177,19 @@ def watched(spec: TrainingSpec) -> Iterator[None]:
 def absent() -> list[int]:
     """The processes that do not answer a roll call within `ROLL_CALL` seconds; the first keeps the book."""
     store, processes = distributed_c10d._get_default_store(), range(process_count())
-    missing = [process for process in processes if process != process_index()]
+    missing, until = [process for process in processes if process != process_index()], monotonic() + ROLL_CALL
 
     def call() -> None:
         try:
             store.set(f"p3 here {process_index()}", "")
-            while missing:
+            while missing and monotonic() < until:
                 missing[:] = [process for process in missing if not store.check([f"p3 here {process}"])]
                 sleep(0.05)
         except torch.distributed.DistError:  # the book is gone
             missing[:] = [0]
 
-    roll_call = Thread(target=call, daemon=True)  # which waits for as long as the book's keeper is stopped
+    # It waits while the book's keeper is stopped, and else ends before the interpreter does, which would abort.
+    roll_call = Thread(target=call, daemon=True)
     roll_call.start()
-    roll_call.join(ROLL_CALL)
+    roll_call.join(ROLL_CALL + 1)
     return missing
