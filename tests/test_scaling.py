@@ -66,12 +66,21 @@ def test_a_small_measurement(tmp_path):
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
+def weak_scaling(steps):
+    """What two processes reach of two fits side by side, of 5·10^7 points each; the memory bus is one for both."""
+    return steps["halves side by side"][10**8] / steps["shared"][10**8]
+
+
+@pytest.mark.parametrize("backend", MADE["measured"])
+def test_two_processes_reached_most_of_what_two_fits_side_by_side_did(backend):
+    assert weak_scaling(MADE["measured"][backend]["steps"]) >= 0.85
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize("backend", MADE["measured"])
 def test_two_processes_reach_most_of_what_two_fits_side_by_side_do(backend):
-    # 5·10^7 points each, and the memory bus is one for both.
-    steps = scaling.in_two_processes(backend, [10**8], 5)["steps"]
-    reached = steps["halves side by side"][10**8] / steps["shared"][10**8]
+    # By hand, as `pytest -m alone -n 0`: each step waits for the slower of the two, whom another program may hold up.
+    reached = weak_scaling(scaling.in_two_processes(backend, [10**8], 5)["steps"])
     print(f"{backend}: {reached:.0%}")
     assert reached >= 0.85
