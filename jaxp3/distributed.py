@@ -142,7 +142,7 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     Thread(target=meet, args=[ending], daemon=True).start()
     try:
         yield spec
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, ALIKE):
             leave(error)
         raise
@@ -183,10 +183,7 @@ def meet(ending: Event) -> None:
 
 def leave(error: BaseException) -> NoReturn:
     """Say what happened, and end the process at once, since JAX would wait for the others, and abort."""
-    said = last_words(error)
-    if said is None:
-        traceback.print_exception(error)
-    message, code = said or (repr(error), 1)
+    message, code = last_words(error) or ("".join(traceback.format_exception(error)), 1)
     sys.stdout.flush()
     print(f"jaxp3: {message}", file=sys.stderr, flush=True)
     os._exit(code)

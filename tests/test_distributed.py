@@ -26,7 +26,7 @@ from p3.training import PATIENCE, ROLL_CALL, Outset, require_same
 SAME = 1e-12  # relative, of sums in float64 that are taken in another order
 
 SLOW = pytest.mark.slow
-KILLS = 10  # in each framework
+KILLS = 20  # in each framework
 LONGEST = 2  # times the patience: once to connect, and once more to give up
 LOADING = 10  # seconds, for a framework on a busy machine
 WORKER = Path(__file__).parent / "worker.py"

@@ -81,7 +81,6 @@ SCHEDULES = {
 }
 # PyTorch's compiler takes some seconds for each rule.
 SOME_COMPILED = ["nesterov, weight decay", "adamw, clipped values"]
-LEAST_SPECIAL = ["sgd", "momentum", "dampening, weight decay", "adam", "rmsprop, momentum"]  # each within another one
 
 
 def asymmetric(**changes) -> TrainingSpec:
@@ -101,12 +100,7 @@ def test_the_frameworks_agree(rule):
 
 
 @pytest.mark.parametrize(
-    "rule",
-    [
-        pytest.param(rule, marks=[] if rule == SOME_COMPILED[0] else pytest.mark.slow)
-        for rule in RULES
-        if rule not in LEAST_SPECIAL
-    ],
+    "rule", [pytest.param(rule, marks=[] if rule == SOME_COMPILED[0] else pytest.mark.slow) for rule in RULES]
 )
 def test_the_frameworks_agree_compiled(rule):
     assert_together(asymmetric(optimizer=RULES[rule]))
