@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax._src import distributed
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
@@ -28,11 +27,12 @@ from jaxp3.device import find_device
 from jaxp3.model import Coefficients
 from p3.errors import ALIKE, InputError, LostProcessError, last_words
 from p3.spec import TrainingSpec
-from p3.training import PATIENCE, ROLL_CALL, give_way
+from p3.training import PATIENCE, ROLL_CALL, give_way, whole_number
 
 Made = TypeVar("Made")
 
 AXIS = "devices"  # of the mesh
+GATHERED = count()  # what each process gathers it gathers with all others, so that they count alike
 MOST_DEVICES = 2048  # XLA numbers a CPU's devices so that the next is taken for another process's
 SHARED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
@@ -104,12 +104,16 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
         The variables hold what cannot be, or one of them is missing; or a process is to have more devices than it can.
     """
     if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        for variable in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            if variable in os.environ:
+                raise InputError(f"{variable} is set, and JAX_COORDINATOR_ADDRESS is not; set both, or none")
         if spec.devices > 1:
             make_devices(spec.devices)
         yield spec
         return
     address = os.environ["JAX_COORDINATOR_ADDRESS"]
-    if not address.rpartition(":")[2].isdecimal():
+    port = address.rpartition(":")[2]
+    if not (port.isdecimal() and int(port) < 2**16):
         raise InputError(
             f"JAX_COORDINATOR_ADDRESS={address}; give the first process's host and a port that is free there, "
             "as 127.0.0.1:1234"
@@ -119,6 +123,7 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
         raise InputError(f"JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={size}; count the processes from 0")
     give_way()
     never = LostProcessError(index or 0, size or 0, [], f"not all came within {PATIENCE} seconds")
+    jax.config.update("jax_enable_preemption_service", False)  # which would catch a SIGTERM, and do nothing
     late = Timer(PATIENCE, leave, [never])
     late.start()
     try:
@@ -158,16 +163,6 @@ def make_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def whole_number(variable: str) -> int | None:
-    """What an environment variable says, if it is there."""
-    value = os.environ.get(variable)
-    if value is None:
-        return None
-    if not value.isdecimal():
-        raise InputError(f"{variable}={value}; give a whole number")
-    return int(value)
-
-
 def meet(ending: Event) -> None:
     """Meet the other processes every few seconds; where one does not come, end this one."""
     for number in count():
@@ -190,13 +185,22 @@ def leave(error: BaseException) -> NoReturn:
 
 
 def gather(spec: TrainingSpec, value: Made) -> list[Made]:
-    """What each process has here, in their order."""
+    """
+    What each process has here, in their order; by way of the store that connects them.
+
+    A collective would be between devices, of which processes may have been told different things.
+    """
     if spec.devices == 1 or process_count() == 1:
         return [value]
-    content = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = process_allgather(np.array(len(content)))
-    contents = process_allgather(np.pad(content, (0, int(sizes.max()) - len(content))))
-    return [pickle.loads(content[:size].tobytes()) for content, size in zip(contents, sizes, strict=True)]
+    store, number, index = distributed.global_state.client, next(GATHERED), process_index()
+    store.key_value_set_bytes(f"p3 {number} {index}", pickle.dumps(value))
+    values = [
+        pickle.loads(store.blocking_key_value_get_bytes(f"p3 {number} {process}", 1000 * PATIENCE))
+        for process in range(process_count())
+    ]
+    if number > 0:
+        store.key_value_delete(f"p3 {number - 1} {index}")  # which all have read who have come to this number
+    return values
 
 
 def together(spec: TrainingSpec, make: Callable[[], Made]) -> Made:
@@ -279,7 +283,9 @@ def watched(spec: TrainingSpec) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        if spec.devices == 1 or not any(word in reason.lower() for word in ("gloo", "nccl", "coordination")):
+        if spec.devices == 1 or not any(
+            word in reason.lower() for word in ("gloo", "nccl", "coordination", "deadline")
+        ):
             raise
         raise LostProcessError(process_index(), process_count(), absent(), reason) from error
 

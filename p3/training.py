@@ -129,17 +129,37 @@ def give_way() -> None:
 
 
 class Outset(NamedTuple):
-    """Where a process of a fit begins: its specification, the digest of its points' file, and the steps it has done."""
+    """
+    Where a process of a fit begins.
+
+    Attributes
+    ----------
+    spec : its specification
+    points : the digest of their file
+    saves : whether it has a checkpoint
+    steps : those that are done
+    """
 
     spec: TrainingSpec
     points: str
+    saves: bool
     steps: int
 
 
-def outset(spec: TrainingSpec, saved: Saved | None) -> Outset:
+def outset(spec: TrainingSpec, checkpoint: Checkpoint | None, saved: Saved | None) -> Outset:
     """Where this process begins. Raises `InputError` if there is no file of points."""
     points = digest_of_points(spec) if spec.devices > 1 else ""  # which takes to read it all
-    return Outset(spec, points, saved.steps if saved is not None else 0)
+    return Outset(spec, points, checkpoint is not None, saved.steps if saved is not None else 0)
+
+
+def whole_number(variable: str) -> int | None:
+    """What an environment variable says, if it is there. Raises `InputError` if that is no whole number."""
+    value = os.environ.get(variable)
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise InputError(f"{variable}={value}; give a whole number")
+    return int(value)
 
 
 def require_same(processes: Sequence[Outset]) -> None:
@@ -151,8 +171,8 @@ def require_same(processes: Sequence[Outset]) -> None:
     InputError
         They do not.
     """
-    spec, points, steps = processes[0]
-    for process, (their_spec, their_points, their_steps) in enumerate(processes):
+    spec, points, saves, steps = processes[0]
+    for process, (their_spec, their_points, their_saves, their_steps) in enumerate(processes):
         difference = first_difference(spec, their_spec, ignoring=())
         if difference is not None:
             field, ours, theirs = difference
@@ -160,6 +180,9 @@ def require_same(processes: Sequence[Outset]) -> None:
         if points != their_points:
             file = getattr(spec.data, "file", None)
             raise InputError(f"{file} has other points in process {process} than in process 0; give all of them one")
+        if saves != their_saves:
+            one, other = (0, process) if saves else (process, 0)
+            raise InputError(f"process {one} has a checkpoint and process {other} has none; give all of them the same")
         if steps != their_steps:
             raise InputError(
                 f"the checkpoint has {steps} steps in process 0 and {their_steps} in process {process}; "

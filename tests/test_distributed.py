@@ -132,11 +132,11 @@ def test_one_device_has_all_as_they_are():
 
 def test_processes_must_go_on_alike():
     spec = TrainingSpec()
-    require_same([Outset(spec, "", 20), Outset(spec, "", 20)])
+    require_same([Outset(spec, "", True, 20), Outset(spec, "", True, 20)])
     with pytest.raises(InputError, match=r"steps is 2000 in process 0 and 10 in process 1; give all of them one"):
-        require_same([Outset(spec, "", 0), Outset(spec.replace({"steps": 10}), "", 0)])
+        require_same([Outset(spec, "", False, 0), Outset(spec.replace({"steps": 10}), "", False, 0)])
     with pytest.raises(InputError, match=r"the checkpoint has 20 steps in process 0 and 0 in process 2; give a dir"):
-        require_same([Outset(spec, "", 20), Outset(spec, "", 20), Outset(spec, "", 0)])
+        require_same([Outset(spec, "", True, 20), Outset(spec, "", True, 20), Outset(spec, "", True, 0)])
 
 
 # --- commands
@@ -311,6 +311,27 @@ def test_processes_with_other_specifications(backend):
         assert "steps is 10 in process 0 and 20 in process 1; give all of them one" in ending.errors
 
 
+def test_processes_with_other_devices():
+    for ending in run_commands("jax", [["--devices", "2"], ["--devices", "4"]]):
+        assert ending.code == 2
+        assert "devices is 2 in process 0 and 4 in process 1; give all of them one" in ending.errors
+
+
+def test_processes_of_which_one_has_a_checkpoint(backend, tmp_path):
+    for ending in run_commands(backend, [["--checkpoint", tmp_path / "run"], []]):
+        assert ending.code == 2
+        assert "process 0 has a checkpoint and process 1 has none; give all of them the same" in ending.errors
+
+
+def test_processes_of_which_one_cannot_compile(backend):
+    told = environments(backend, 2)
+    told[0] |= {"torch": {"TORCH_COMPILE_DISABLE": "1"}, "jax": {"JAX_DISABLE_JIT": "1"}}[backend]
+    with running([[sys.executable, "-m", BACKENDS[backend].package, "--steps", "20"]] * 2, told) as started:
+        for ending in ended(started, 120):
+            assert ending.code == 2, ending.errors
+            assert "of the processes some compile the loop and some cannot; have all compile, or give" in ending.errors
+
+
 def test_many_starts_are_no_fit_to_share(backend):
     for ending in run_commands(backend, [["--starts", "5"]] * 2):
         assert ending.code == 2
@@ -321,20 +342,34 @@ def test_many_starts_are_no_fit_to_share(backend):
     ("changes", "message"),
     [
         ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1"}, "JAX_COORDINATOR_ADDRESS=127.0.0.1; give the first process's host"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": None},
+            "JAX_NUM_PROCESSES is set, and JAX_COORDINATOR_ADDRESS is not; set both, or",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:99999"},
+            "JAX_COORDINATOR_ADDRESS=127.0.0.1:99999; give the first proc",
+        ),
         ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:x"}, "JAX_COORDINATOR_ADDRESS=127.0.0.1:x; give the first process's"),
         ({"JAX_NUM_PROCESSES": ""}, "JAX_NUM_PROCESSES=; give a whole number"),
         ({"JAX_NUM_PROCESSES": None}, "Number of processes must be defined; give JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two; give a whole number"),
         ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1; give a whole number"),
         ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2; count the processes from 0"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x; give a whole number"),
+        ({"RANK": None}, "Error initializing torch.distributed using env:// rendezvous: environment variable RANK exp"),
+        ({"RANK": "2"}, "RANK=2 of WORLD_SIZE=2; count the processes from 0"),
+        ({"MASTER_PORT": "x"}, "invalid literal for int() with base 10: 'x'; start all processes by torchrun"),
     ],
-    ids=["no port", "no number for a port", "nothing", "not how many", "no number", "negative", "too many"],
+    ids=lambda value: " ".join(f"{name}={told}" for name, told in value.items()) if isinstance(value, dict) else "",
 )
 def test_processes_that_are_told_nonsense(changes, message):
-    environment = {name: value for name, value in (environments("jax", 2)[0] | changes).items() if value is not None}
-    finished = subprocess.run([sys.executable, "-m", "jaxp3"], env=environment, capture_output=True, text=True)
+    backend = "jax" if next(iter(changes)).startswith("JAX") else "torch"
+    environment = {name: value for name, value in (environments(backend, 2)[0] | changes).items() if value is not None}
+    package = BACKENDS[backend].package
+    finished = subprocess.run([sys.executable, "-m", package], env=environment, capture_output=True, text=True)
     assert finished.returncode == 2
-    assert finished.stderr.startswith(f"jaxp3: {message}")
+    assert finished.stderr.startswith(f"{package}: {message}")
     assert finished.stderr.count("\n") == 1
 
 
@@ -364,6 +399,8 @@ def lost(backend, told, command, what, when):
         os.kill(started[victim].pid, what)
         begin = time.monotonic()
         (ending,) = ended([started[1 - victim]], 120)
+        if what != signal.SIGSTOP:
+            assert started[victim].wait(10) == -what
     seconds = time.monotonic() - begin
     print(f"{backend}, {when:.1f} s: {ending.code} after {seconds:.1f} s: {ending.errors[-400:]}")
     assert ending.code in ((1,) if backend == "torch" else (1, -signal.SIGABRT))
@@ -396,6 +433,14 @@ def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_p
     assert done > 20 * KILLS  # some pieces were done between kills
     whole = load(backend).fit(spec.replace({"steps": done}))
     np.testing.assert_allclose(saved.record["losses"], whole.losses, rtol=SAME, atol=0)
+
+
+@SLOW
+def test_a_process_that_is_told_to_end_does(backend, tmp_path):
+    ASYMMETRIC.replace({"steps": 10**6, "log_every": 20}).to_toml(tmp_path / "spec.toml")
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", tmp_path / "run"]
+    assert lost(backend, environments(backend, 2), command, signal.SIGTERM, 15) < LONGEST * PATIENCE
 
 
 @SLOW

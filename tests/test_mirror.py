@@ -51,7 +51,6 @@ ONLY_IN = {
         "apart",
     ): "jax.grad sums over devices by itself what they have in common; torch.autograd knows of no other",
     ("torchp3", "part"): "what jax.distributed.shutdown does by itself",
-    ("jaxp3", "whole_number"): "the variables of JAX's processes are set by hand; torchrun sets PyTorch's",
     ("jaxp3", "make_devices"): "a process of PyTorch's has one",
     ("jaxp3", "meet"): "what PyTorch's collectives do that give up after a time; JAX's wait for ever",
     ("jaxp3", "leave"): "JAX waits for the others where a process fails, and aborts it; PyTorch raises",

@@ -4,7 +4,6 @@ Devices that share the points: which part is this process's, and what all of the
 PyTorch has a process for each device, `torchrun` or the like starts them, and `torch.distributed` connects them.
 """
 
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from torch.distributed import distributed_c10d
 
 from p3.errors import ALIKE, InputError, LostProcessError
 from p3.spec import TrainingSpec
-from p3.training import PATIENCE, ROLL_CALL, give_way
+from p3.training import PATIENCE, ROLL_CALL, give_way, whole_number
 from torchp3.model import Coefficients
 
 Made = TypeVar("Made")
@@ -65,20 +64,27 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
 
     Raises
     ------
+    InputError
+        The variables that `torchrun` sets hold what cannot be, or one of them is missing.
     LostProcessError
         Not all of them come, within `PATIENCE` seconds.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes, rank = whole_number("WORLD_SIZE") or 1, whole_number("RANK") or 0
     if processes == 1:
         yield spec
         return
+    if not rank < processes:
+        raise InputError(f"RANK={rank} of WORLD_SIZE={processes}; count the processes from 0")
     give_way()
     if on_gpu := spec.device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(whole_number("LOCAL_RANK") or 0)
     try:
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=PATIENCE))
     except torch.distributed.DistError as error:
-        raise LostProcessError(int(os.environ["RANK"]), processes, [], str(error).partition("\n")[0]) from error
+        raise LostProcessError(rank, processes, [], str(error).partition("\n")[0]) from error
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{reason}; start all processes by torchrun, which sets what they need") from error
     try:
         yield spec if spec.devices > 1 else spec.replace({"devices": processes})
         part()
@@ -111,12 +117,12 @@ def gather(spec: TrainingSpec, value: Made) -> list[Made]:
     A collective on Python's tensors would leave them to a thread of Gloo's, to be freed with the interpreter's lock,
     while a compiled loop holds that lock and waits for the same thread.
     """
-    if spec.devices == 1:
+    if spec.devices == 1 or process_count() == 1:
         return [value]
-    store, number, rank = distributed_c10d._get_default_store(), next(GATHERED), process_index()
-    store.set(f"p3 {number} {rank}", pickle.dumps(value))
+    store, number, index = distributed_c10d._get_default_store(), next(GATHERED), process_index()
+    store.set(f"p3 {number} {index}", pickle.dumps(value))
     values = [pickle.loads(store.get(f"p3 {number} {process}")) for process in range(process_count())]
-    store.delete_key(f"p3 {number - 1} {rank}")  # which all have read who have come to this number
+    store.delete_key(f"p3 {number - 1} {index}")  # which all have read who have come to this number
     return values
 
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from p3.checkpoint import Checkpoint
 from p3.data import make_shard
+from p3.errors import InputError
 from p3.result import FitResult
 from p3.spec import TrainingSpec
 from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, outset, piece_lengths, require_same, train
@@ -229,6 +230,10 @@ def make_piece(spec: TrainingSpec, carry: Carry, shard: Shard) -> tuple[Piece[Ca
     begin = perf_counter()
     piece = compile_piece(spec, carry, shard) if spec.jit else None
     compiled = piece is not None
+    if len(set(gather(spec, compiled))) > 1:  # they would be a collective apart, by the step thrown away
+        raise InputError(
+            "of the processes some compile the loop and some cannot; have all compile, or give jit = false"
+        )
     if piece is None:
         piece = partial(eager_piece, partial(step, spec), shard)
         piece(carry, blank_steps(spec, 1))  # a step thrown away, on which libraries load
@@ -289,11 +294,12 @@ def fit(
     """
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
-    device, here = find_device(spec.device), devices_here(spec)
+    device = find_device(spec.device)
     # Gradients are on for this fit alone, whatever the caller has switched off.
     with watched(spec), torch.inference_mode(False), torch.enable_grad():
         saved = together(spec, lambda: checkpoint.read(spec) if checkpoint is not None else None)
-        require_same(gather(spec, together(spec, lambda: outset(spec, saved))))
+        require_same(gather(spec, together(spec, lambda: outset(spec, checkpoint, saved))))
+        here = devices_here(spec)
         shard = together(spec, lambda: place(spec))
         start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)
