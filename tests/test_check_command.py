@@ -223,6 +223,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
         ("1.5", 1.5),
         ("[1, 2, -3]", [1, 2, -3]),
         ("linspace(-3, 3, 7)", np.linspace(-3, 3, 7)),
+        ("array([-inf, nan, pi])", [-np.inf, np.nan, np.pi]),
         ("linspace(0, 1, 3) + 1j * ones(3)", np.array([1j, 0.5 + 1j, 1 + 1j])),
         ("reshape(arange(6), [2, 3]) / 2", np.arange(6).reshape(2, 3) / 2),
         ("linspace(start=0, stop=1, num=2)", [0, 1]),

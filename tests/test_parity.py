@@ -570,7 +570,6 @@ def test_two_sides_that_are_wrong_alike_are_wrong():
         (lambda x: x, np.array([1e300]), "beyond float32's largest"),
         (lambda x: x, np.array([1, 2]), "no input is floating"),
         (lambda x: x, np.ones((0, 3)), "has an element, so that nothing could show a fault"),
-        (lambda x: x > 0, LINE, "no derivative to check"),
         (lambda x, y: x, LINE, "cannot be called"),
     ],
 )
@@ -586,6 +585,78 @@ def test_what_cannot_be_checked_is_refused_in_a_line(as_operator, f, inputs, say
 def test_a_function_that_exits_is_refused(as_operator):
     with pytest.raises(InputError, match="SystemExit: 0"):
         parity.check(as_operator(lambda x: sys.exit(0)), as_operator(lambda x: x), LINE)
+
+
+def special(f, g, inputs, **options):
+    """What `check` says of special values."""
+    sides = torchp3.as_operator(f), jaxp3.as_operator(g)
+    return parity.check(*sides, inputs, only=["special values"], **options)["special values"]
+
+
+def test_ties_and_other_awkward_inputs_are_checked_where_they_are_named():
+    rows = np.random.default_rng(5).normal(size=(2, 3))
+    first, shared = lambda x: torch.max(x, 1)[0], lambda x: jnp.max(x, 1)
+    assert special(first, shared, rows).verdict == "passed"
+    result = special(first, shared, rows, awkward={"ties": np.ones((1, 2)), "no ties": np.arange(3.0)[None]})
+    assert [(finding.part, finding.where) for finding in result.findings] == [("vjp 0", "ties")]
+    assert "the vjp ties is" in result.note
+
+
+def test_awkward_inputs_may_be_empty_and_shapes_are_compared_there():
+    result = special(lambda x: x.sum(0), lambda x: x.sum(0, keepdims=x.size == 0), LINE, awkward={"none": np.zeros(0)})
+    assert [finding.explanation for finding in result.findings] == [
+        "the shapes none are [(1,)] and the reference's [()]"
+    ]
+
+
+def test_who_raises_at_awkward_inputs_is_recorded_for_either_side():
+    index = np.array([0, 1])
+    result = special(lambda x, i: x[i], lambda x, i: x[i], (LINE, index), awkward={"beyond": (LINE, index + 200)})
+    (refusal,) = result.refusals
+    assert (refusal.side, refusal.doing) == ("the reference", "beyond, value")
+    assert refusal.error.startswith("IndexError")
+
+
+def test_each_special_number_that_differs_is_a_finding_of_its_own_once():
+    result = special(lambda x: torch.clamp(x, -1, 1), lambda x: jnp.clip(x, -1, 1), LINE + 0.01, points=(1.0, -1.0))
+    places = [(finding.part, finding.where) for finding in result.findings]
+    assert places == [(f"{part} 0", f"at {point}") for part in ("vjp", "jvp") for point in (1, -1)]
+    assert all(finding.mismatch.precision == "float64" for finding in result.findings)
+
+
+@pytest.mark.parametrize("point", [0.0, 1.5])
+def test_second_derivatives_are_compared_at_zeros_and_at_the_users_points(point):
+    def bent(where, plus):
+        return lambda x: where((x > point - 0.01) & (x < point + 0.01), plus * (x - point) ** 2, 0 * x)
+
+    result = special(bent(torch.where, 1.0), bent(jnp.where, 2.0), LINE + 0.05, points=(1.5,))
+    assert f"vjp of vjp 0, at {point:g}" in {f"{finding.part}, {finding.where}" for finding in result.findings}
+
+
+def test_the_closed_form_judges_both_sides_at_the_users_points():
+    wrong = special(lambda x: torch.tanh(x), jnp.tanh, LINE, points=(2.0,), closed_form=lambda x: np.tanh(x) + (x == 2))
+    assert {finding.side for finding in wrong.findings} == {"the reference", "the port"}
+    assert all(finding.against == "the closed form" for finding in wrong.findings)
+
+
+def test_a_function_of_whole_numbers_has_its_values_compared():
+    rows = np.random.default_rng(5).normal(size=(2, 3))
+    sides = torchp3.as_operator(lambda x: torch.argmax(x, 1)), jaxp3.as_operator(lambda x: jnp.argmax(x, 1))
+    report = parity.check(*sides, rows, compiled=False)
+    report.assert_ok()
+    assert report["value"].verdict == report["batched"].verdict == "passed"
+    assert (report["vjp"].verdict, report["vjp"].note) == ("not applicable", "no output is floating or complex")
+    last = jaxp3.as_operator(lambda x: jnp.argmin(x, 1))
+    assert parity.check(sides[0], last, rows, only=["value"])["value"].verdict == "failed"
+
+
+def test_half_precision_is_checked_on_the_side_that_takes_it():
+    square = np.array([[2.0, 0.5], [0.25, 1.0]])
+    sides = torchp3.as_operator(torch.linalg.det), jaxp3.as_operator(lambda a: jnp.linalg.det(a) * 1.5)
+    result = parity.check(*sides, square, only=["low precision"])["low precision"]
+    assert {refusal.side for refusal in result.refusals} == {"the reference"}
+    assert {refusal.doing for refusal in result.refusals} >= {"float16, value", "bfloat16, vjp"}
+    assert "float16 within" in result.note
 
 
 def test_findings_that_are_more_than_rounding_come_first():
@@ -617,6 +688,10 @@ def test_names_that_there_are_not():
         parity.check(sine, sine, LINE, seed=-1)
     with pytest.raises(InputError, match=r"points .* are no numbers"):
         parity.check(sine, sine, LINE, points=["a"])
+    with pytest.raises(InputError, match="the awkward inputs 'ties' are int64, and the others float64; give as many"):
+        parity.check(sine, sine, LINE, awkward={"ties": np.array([1, 1])})
+    with pytest.raises(InputError, match="the awkward inputs 'two' are float64, float64, and the others float64"):
+        parity.check(sine, sine, LINE, awkward={"two": (LINE, LINE)})
     with pytest.raises(InputError, match="closed_form gives arrays of shapes"):
         parity.check(sine, sine, LINE, closed_form=np.sum)
     with pytest.raises(InputError, match="closed_form gives object, and must give an array of numbers"):

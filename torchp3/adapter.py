@@ -40,9 +40,11 @@ def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: A
 
 
 def to_array(x: Tensor) -> np.ndarray:
-    """The same numbers in NumPy, where bfloat16 comes from ml_dtypes."""
+    """The same numbers in NumPy, where bfloat16 comes from ml_dtypes, and complex numbers of halves are complex64."""
     x = x.detach().cpu().resolve_conj().resolve_neg()
-    return x.view(torch.int16).numpy().view("bfloat16") if x.dtype == torch.bfloat16 else x.numpy()
+    x = x.to(torch.complex64) if x.dtype == torch.complex32 else x
+    # By force, since the tangent of what has none can be a tensor of zeros without memory.
+    return x.view(torch.int16).numpy(force=True).view("bfloat16") if x.dtype == torch.bfloat16 else x.numpy(force=True)
 
 
 def from_array(x: np.ndarray) -> Tensor:
@@ -327,7 +329,8 @@ def pull_back(results: Tensors, arguments: Tensors, cotangents: Tensors, create_
 
 def conjugate(tensors: Tensors) -> Tensors:
     """From PyTorch's convention for complex gradients to the transpose's, or back."""
-    return tuple(x.conj() if x.is_complex() else x for x in tensors)
+    # In memory, since the imaginary part of a lazy conjugate is a view that vmap does not know.
+    return tuple(torch.conj_physical(x) if x.is_complex() else x for x in tensors)
 
 
 def tangent_of(dual: Tensor) -> Tensor:

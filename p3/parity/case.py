@@ -1,16 +1,17 @@
 """What is checked: two operators, the inputs, and what goes with them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from p3.errors import InputError
 from p3.parity import truth
 from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
-from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.operator import Arrays, Operator, is_inexact, wide
+from p3.parity.quantity import Groups, Quantity
 from p3.parity.recorded import RefusalError
 from p3.parity.truth import Truth
 from p3.tolerance import TRUTH
@@ -25,35 +26,6 @@ ROUNDING = 2.0**-50
 MOVES = (2.0**-16, ROUNDING)
 JUMP = 2.0**-30  # of the largest result: what changes by more when it is moved by so little jumps there
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-Groups = tuple[Arrays, ...]
-
-
-class Quantity(NamedTuple):
-    """
-    Something that both sides compute of inputs, and of cotangents or tangents.
-
-    Attributes
-    ----------
-    name : for people
-    method : of `Operator`, that computes it
-    groups : its arguments in float64, which are numbers of float32
-    """
-
-    name: str
-    method: str
-    groups: Groups
-
-    def of(self, operator: Operator, precision: str = "float64") -> Arrays:
-        """The quantity, in a precision."""
-        return tuple(getattr(operator, self.method)(*(at_precision(group, precision) for group in self.groups)))
-
-    def moved(self, random: np.random.Generator, by: float) -> "Quantity":
-        """The same where every number is moved up or down by a fraction of itself."""
-
-        def move(x: np.ndarray) -> np.ndarray:
-            return np.asarray(x * (1 + by * random.choice([-1.0, 1.0], x.shape))) if is_inexact(x) else x
-
-        return self._replace(groups=tuple(tuple(map(move, group)) for group in self.groups))
 
 
 class Options(TypedDict, total=False):
@@ -65,6 +37,7 @@ class Options(TypedDict, total=False):
     closed_form : f in NumPy, for arrays of float64 or complex128, if there is one
     surrogate : the rule is on purpose not the derivative, and is held against the other side alone
     points : more values to check every argument at: kinks, branch points
+    awkward : more inputs to check at, by what is awkward about them: ties, nothing at all, a singular matrix
     dtypes : in which to check what comes out
     compiled : whether to check compiled modes too, which takes seconds
     seed : of the random cotangents, tangents and directions
@@ -73,6 +46,7 @@ class Options(TypedDict, total=False):
     closed_form: Callable[..., object] | None
     surrogate: bool
     points: Iterable[float]
+    awkward: Mapping[str, object]
     dtypes: Iterable[str]
     compiled: bool
     seed: int
@@ -87,7 +61,7 @@ class Case:
     ----------
     reference, port : the two operators
     inputs : one array an argument, floating ones in float64, rounded to float32 so that both precisions see the same
-    closed_form, surrogate, points, dtypes, compiled, seed : the `Options`
+    closed_form, surrogate, points, awkward, dtypes, compiled, seed : the `Options`
     """
 
     reference: Operator
@@ -96,6 +70,7 @@ class Case:
     closed_form: Callable[..., object] | None = None
     surrogate: bool = False
     points: tuple[float, ...] = ()
+    awkward: Mapping[str, Arrays] = field(default_factory=dict)
     dtypes: tuple[str, ...] = DTYPES
     compiled: bool = True
     seed: int = 0
@@ -178,9 +153,13 @@ class Case:
                         for c, y in zip(changes, still, strict=True)
                     ]
                 moves.append(tuple(change / by for change in changes))
+            changed = [
+                np.nan_to_num(np.max([move[k] for move in moves], axis=0), posinf=0.0) for k in range(len(still))
+            ]
+            # Near the end of the numbers the sum of both overflows.
             sizes = [
-                np.abs(y) + np.nan_to_num(np.max([move[k] for move in moves], axis=0), posinf=0.0)
-                for k, y in enumerate(still)
+                np.where(np.isfinite(np.abs(y) + change), np.abs(y) + change, np.abs(y))
+                for y, change in zip(still, changed, strict=True)
             ]
         if self.elementwise:
             return tuple(np.maximum(size, FLOOR * typical(size)) for size in sizes)
@@ -254,9 +233,13 @@ class Case:
         return Truth(sharp, tuple(errors), "the complex step")
 
     def closed(self, inputs: Arrays) -> Arrays:
-        """The closed form's values."""
+        """The closed form's values; an InputError where it raises."""
         assert self.closed_form is not None
-        result = self.closed_form(*inputs)
+        try:
+            result = self.closed_form(*inputs)
+        except Exception as error:  # whatever a user's function raises
+            text = f"closed_form cannot be called at the inputs, or near them: {type(error).__name__}: {error}"
+            raise InputError(" ".join(text.split())) from error
         return tuple(np.asarray(y) for y in (result if isinstance(result, tuple) else (result,)))
 
     def parts(self, quantity: Quantity) -> list[str]:
@@ -353,6 +336,15 @@ def make_inputs(inputs: tuple[object, ...]) -> Arrays:
     InputError
         One is no array of numbers, or has a number that float32 cannot hold; or all are empty.
     """
+    arrays = arrays_of(inputs)
+    floating = [x for x in arrays if is_inexact(x)]
+    if floating and not any(x.size for x in floating):
+        raise InputError("no floating or complex input has an element, so that nothing could show a fault; give some")
+    return arrays
+
+
+def arrays_of(inputs: tuple[object, ...]) -> Arrays:
+    """The same of any inputs, such as have no elements."""
     arrays = []
     for position, given in enumerate(inputs):
         try:
@@ -368,7 +360,4 @@ def make_inputs(inputs: tuple[object, ...]) -> Arrays:
                 raise InputError(f"input {position} has numbers beyond float32's largest; give smaller ones")
             x = rounded
         arrays.append(x)
-    floating = [x for x in arrays if is_inexact(x)]
-    if floating and not any(x.size for x in floating):
-        raise InputError("no floating or complex input has an element, so that nothing could show a fault; give some")
     return tuple(arrays)

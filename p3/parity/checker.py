@@ -5,12 +5,12 @@ from time import perf_counter
 from typing import Any, Unpack
 
 from p3.errors import InputError
-from p3.parity import derivatives, domain, faults, identities, modes
-from p3.parity.case import DTYPES, Case, Options, make_inputs
+from p3.parity import derivatives, domain, faults, identities, modes, special
+from p3.parity.case import DTYPES, Case, Options, arrays_of, make_inputs
 from p3.parity.operator import Operator, is_inexact
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
-from p3.parity.result import CheckResult
+from p3.parity.result import CheckResult, refused
 
 CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "value": derivatives.value,
@@ -27,11 +27,15 @@ CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "dtypes": domain.dtypes,
     "low precision": domain.low_precision,
     "shapes": domain.shapes,
-    "special values": domain.special_values,
+    "special values": special.special_values,
     "rule": modes.rule,
     "compiled": modes.compiled,
     "power": faults.power,
 }
+
+# Of a derivative, which a function has none of whose results are whole numbers or truth values.
+OF_DERIVATIVES = ("vjp", "jvp", "vjp of vjp", "jvp of vjp", "adjoint", "linearity", "rule", "power")
+OF_FLOATING = ("dtypes", "low precision")
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,7 +58,7 @@ def check(
     inputs : an array, or a tuple of one for each argument; floating ones are rounded to float32
     only : names of `CHECKS`; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
-    options : closed_form, surrogate, points, dtypes, compiled and seed, as `Options` has them
+    options : closed_form, surrogate, points, awkward, dtypes, compiled and seed, as `Options` has them
 
     Raises
     ------
@@ -100,10 +104,12 @@ def run_check(case: Case, name: str) -> CheckResult:
     try:
         if name != "value" and not alike(case):
             result = CheckResult(name, "not applicable", "the sides' outputs differ in number, shape or kind")
+        elif name in (*OF_DERIVATIVES, *OF_FLOATING) and not case.cotangents:
+            result = CheckResult(name, "not applicable", "no output is floating or complex")
         else:
             result = CHECKS[name](case)
     except RefusalError as refusal:
-        result = CheckResult(name, "refused", str(refusal))
+        result = refused(name, [refusal.refusal])
     return result._replace(name=name, seconds=perf_counter() - begin)
 
 
@@ -150,10 +156,12 @@ def make_case(reference: Operator, port: Operator, inputs: object, **options: Un
             raise InputError(f"the sides differentiate arguments {case.arguments} and {arguments}; give both the same")
         if not all(0 <= i < len(case.inputs) and is_inexact(case.inputs[i]) for i in arguments):
             raise InputError(f"arguments {arguments} are not all positions of floating or complex inputs")
-    if not case.cotangents:
-        raise InputError(
-            f"{reference.name} returns no floating or complex array, so that there is no derivative to check"
-        )
+    for name, inputs in case.awkward.items():
+        if [x.dtype.kind for x in inputs] != [x.dtype.kind for x in case.inputs]:
+            raise InputError(
+                f"the awkward inputs {name!r} are {', '.join(x.dtype.name for x in inputs)}, and the others "
+                f"{', '.join(x.dtype.name for x in case.inputs)}; give as many, of the same kinds"
+            )
     if case.closed_form is not None:
         check_closed_form(case)
     return case
@@ -176,6 +184,11 @@ def checked_options(options: Options) -> dict[str, Any]:
             raise InputError(
                 f"points {options['points']!r} are no numbers; give some, as in points=(0.0, 1.0)"
             ) from None
+    if "awkward" in options:
+        checked["awkward"] = {
+            name: arrays_of(inputs if isinstance(inputs, tuple) else (inputs,))
+            for name, inputs in options["awkward"].items()
+        }
     if "dtypes" in options:
         checked["dtypes"] = tuple(options["dtypes"])
         for dtype in checked["dtypes"] or ("none at all",):
@@ -196,10 +209,7 @@ def check_closed_form(case: Case) -> None:
     InputError
         It cannot, or has others.
     """
-    try:
-        values = case.closed(case.inputs)
-    except Exception as error:  # whatever a user's function raises
-        raise InputError(f"closed_form cannot be called with the inputs: {type(error).__name__}: {error}") from error
+    values = case.closed(case.inputs)
     for y in values:
         if y.dtype.kind not in "fciub":
             raise InputError(f"closed_form gives {y.dtype}, and must give an array of numbers, or a tuple of them")

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from p3.parity.case import Case, Quantity, is_reliable
+from p3.parity.case import Case, is_reliable
 from p3.parity.mismatch import Mismatch, explain, largest
 from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.quantity import Quantity
 from p3.parity.recorded import RefusalError, asked
-from p3.parity.result import CheckResult, Finding, judged
+from p3.parity.result import CheckResult, Finding, judged, refused
 
 SURROGATE = "both sides agree with each other: if the rule is not meant to be the derivative, say surrogate=True"
 
@@ -69,8 +70,8 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
         if crashed or wrong or name in ("value", "vjp"):
             against = "the reference, which does not" if crashed else "its own framework"
             findings += [Finding(side, against, name, f"it raises: {text}") for side, text in refusals.items()]
-            return judged(name, findings, "")
-        return CheckResult(name, "refused", "; ".join(map(str, refusals.values())), tuple(findings))
+            return judged(name, findings, "", [refusal.refusal for refusal in refusals.values()])
+        return refused(name, [refusal.refusal for refusal in refusals.values()], findings)
     findings += between_sides(case, quantity, parts)
     if len(set(untrue)) == 2 and not any(f.against == "the reference" for f in findings):
         findings = [f._replace(explanation=f"{f.explanation}; {SURROGATE}") for f in findings]
@@ -126,6 +127,7 @@ def finding(
         inputs=inputs_at(case, quantity, k, mismatch.element),
         truth=true_at(case, quantity, operator, k, mismatch.element),
         snippet=snippet(case, quantity, side, k, mismatch),
+        quantity=quantity,
     )
 
 

@@ -8,13 +8,13 @@ from p3.parity.case import PRECISIONS, Case
 from p3.parity.mismatch import Pair, climb, largest
 from p3.parity.operator import Arrays, Operator, at_precision, wide
 from p3.parity.recorded import RefusalError, asked
-from p3.parity.result import CheckResult, Finding, judged
+from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 
 
 def adjoint(case: Case) -> CheckResult:
     """⟨v, Jw⟩ = ⟨Jᵀv, w⟩, on each side."""
     findings: list[Finding] = []
-    refusals: list[str] = []
+    refusals: list[Refusal] = []
     largest_difference = 0.0
     for side, operator in case.sides:
         pairs = {}
@@ -26,7 +26,7 @@ def adjoint(case: Case) -> CheckResult:
                 pushed, pulled = asked(operator, side, "jvp", inputs, w), asked(operator, side, "vjp", inputs, v)
                 pairs[precision] = products(v, pushed, pulled, w)
         except RefusalError as refusal:
-            refusals.append(str(refusal))
+            refusals.append(refusal.refusal)
             continue
         largest_difference = max(largest_difference, largest(pairs["float64"].epsilons("float64")))
         mismatch = climb(pairs) if climb({"float64": pairs["float64"]}) else None
@@ -34,9 +34,8 @@ def adjoint(case: Case) -> CheckResult:
             text = f"⟨Jᵀv, w⟩ is {mismatch.got:.9g} and ⟨v, Jw⟩ is {mismatch.expected:.9g}"
             findings.append(Finding(side, "its own jvp", "vjp", text, mismatch))
     if len(refusals) == 2:
-        return CheckResult("adjoint", "refused", "; ".join(refusals))
-    note = f"{largest_difference:.2g} epsilons apart"
-    return judged("adjoint", findings, f"{note}; {refusals[0]}" if refusals else note)
+        return refused("adjoint", refusals)
+    return judged("adjoint", findings, f"{largest_difference:.2g} epsilons apart", refusals)
 
 
 def products(v: Arrays, pushed: Arrays, pulled: Arrays, w: Arrays) -> Pair:
@@ -67,7 +66,7 @@ def linearity(case: Case) -> CheckResult:
                     for v in (mixed, case.cotangents, others)
                 )
             except RefusalError as refusal:
-                return CheckResult("linearity", "refused", str(refusal))
+                return refused("linearity", [refusal.refusal])
             for pair, whole, a, b, size in zip(pairs, at_once, first, second, sizes, strict=True):
                 with np.errstate(all="ignore"):
                     total = alpha * wide(a) + beta * wide(b)

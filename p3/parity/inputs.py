@@ -16,6 +16,7 @@ from p3.errors import InputError
 
 # What an expression may call: NumPy's functions of these names, and two of its random generators with a seed.
 MAKERS = ("linspace", "logspace", "geomspace", "arange", "zeros", "ones", "full", "array", "reshape", "eye")
+NAMES = {"inf": np.inf, "nan": np.nan, "pi": np.pi}
 OPERATIONS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -25,7 +26,8 @@ OPERATIONS: dict[type, Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 ALLOWED = (
-    f"a file.npy, a file.npz:name, or an expression of numbers, lists, + - * / and {', '.join(MAKERS)}, "
+    f"a file.npy, a file.npz:name, or an expression of numbers, {', '.join(NAMES)}, lists, + - * / and "
+    f"{', '.join(MAKERS)}, "
     "normal(*shape, seed=0), uniform(low, high, shape, seed=0)"
 )
 
@@ -73,6 +75,8 @@ def evaluate(node: ast.expr, text: str) -> Any:
     match node:
         case ast.Constant(value=int() | float() | complex() as number) if not isinstance(number, bool):
             return number
+        case ast.Name(id=name) if name in NAMES:
+            return NAMES[name]
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
             return [evaluate(element, text) for element in elements]
         case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATIONS:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from p3.parity.case import Case, Quantity, allowed
+from p3.parity.case import Case, allowed
 from p3.parity.mismatch import Pair, climb, explain
 from p3.parity.operator import Arrays, NoMeaningError, Operator, is_inexact, wide
+from p3.parity.quantity import Quantity
 from p3.parity.recorded import RefusalError, asked
-from p3.parity.result import CheckResult, Finding, judged
+from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 from p3.parity.truth import Truth
 
 DERIVATIVES = ("vjp", "jvp", "vjp of vjp", "jvp of vjp")
@@ -32,7 +33,7 @@ def modes(
     """That each side gives in other modes what it gives eagerly."""
     findings: list[Finding] = []
     done: list[str] = []
-    refusals: list[str] = []
+    refusals: list[Refusal] = []
     quantities = list(sized(case, methods))
     for side, operator in case.sides:
         for mode, other in found(operator).items():
@@ -43,7 +44,7 @@ def modes(
                 except RefusalError as refusal:
                     if isinstance(refusal.__cause__, NoMeaningError):
                         continue
-                    refusals.append(str(refusal))
+                    refusals.append(refusal.refusal)
                     if quantity.name == "value":
                         break  # where the function itself cannot be called there is no rule to judge
                     if name == "transformed" and side == "the port" and not refusal.is_meant:
@@ -57,21 +58,20 @@ def modes(
                 ):
                     if got.shape != should.shape:
                         text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
-                        findings.append(Finding(side, "eager", part, text))
+                        findings.append(Finding(side, "eager", part, text, where=mode))
                         continue
                     mismatch = climb({"float64": Pair(got, should, size, allowed(error))})
                     if mismatch is not None:
                         text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
-                        findings.append(Finding(side, "eager", part, text, mismatch))
+                        findings.append(Finding(side, "eager", part, text, mismatch, where=mode))
     if not done:
         return CheckResult(name, "not applicable", "neither framework has other modes")
-    note = f"{', '.join(dict.fromkeys(done))}: as eager"
-    return judged(name, findings, "; ".join([note, *(f"refused: {refusal}" for refusal in refusals)]))
+    return judged(name, findings, f"{', '.join(dict.fromkeys(done))}: as eager", refusals)
 
 
 def sized(case: Case, methods: tuple[str, ...]) -> Iterator[tuple[Quantity, Arrays]]:
     """The quantities and their sizes, without those that both sides refuse eagerly, which their own checks tell."""
-    for method in methods:
+    for method in methods if case.cotangents else methods[:1]:  # the value
         quantity = case.quantity(method)
         try:
             sizes = case.size(quantity)
@@ -94,15 +94,15 @@ def batched(case: Case) -> CheckResult:
     """A batch of all arguments, or of each alone, by the framework's vmap, is what a loop over it gives."""
     everything = tuple(range(len(case.inputs)))
     findings: list[Finding] = []
-    refusals: list[str] = []
+    refusals: list[Refusal] = []
     for arguments in (everything, *((i,) for i in everything if len(everything) > 1)):
         batch_of(case, arguments, findings, refusals)
     if refusals and not findings and len(refusals) >= 2:
-        return CheckResult("batched", "refused", "; ".join(refusals))
-    return judged("batched", findings, "; ".join(["vmap is a loop", *(f"refused: {r}" for r in refusals)]))
+        return refused("batched", refusals)
+    return judged("batched", findings, "vmap is a loop", refusals)
 
 
-def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], refusals: list[str]) -> None:
+def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], refusals: list[Refusal]) -> None:
     """The same of a batch of some arguments, the others being the same for all of it."""
     random = case.random()
     batch = [case.inputs] + [
@@ -118,7 +118,7 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
     cotangents = tuple(np.stack([v] * len(batch)) for v in case.cotangents)
     of = "" if len(arguments) == len(case.inputs) else f" of argument {arguments[0]}"
     for side, operator in case.sides:
-        for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
+        for method, groups in (("value", ()), ("vjp", (case.cotangents,)))[: 2 if case.cotangents else 1]:
             try:
                 together = asked(
                     operator.batched(arguments),
@@ -129,20 +129,18 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
                 )
                 one_by_one = [asked(operator, side, method, inputs, *groups) for inputs in batch]
             except RefusalError as refusal:
-                refusals.append(str(refusal))
+                refusals.append(refusal.refusal)
                 continue
             for k, result in enumerate(together):
                 expected = np.stack([one[k] for one in one_by_one])
                 part = f"{method} {k}"
-                if result.shape != expected.shape:
-                    findings.append(Finding(side, "a loop", part, f"under vmap{of} {explain(result, expected, {})}"))
-                    continue
-                sizes = np.stack([case.size(Quantity(method, method, (inputs, *groups)))[k] for inputs in batch])
-                mismatch = climb({"float64": Pair(result, expected, sizes)})
-                if mismatch is not None:
-                    findings.append(
-                        Finding(side, "a loop", part, f"under vmap{of} {explain(result, expected, {})}", mismatch)
-                    )
+                mismatch = None
+                if result.shape == expected.shape:
+                    sizes = np.stack([case.size(Quantity(method, method, (inputs, *groups)))[k] for inputs in batch])
+                    mismatch = climb({"float64": Pair(result, expected, sizes)})
+                if result.shape != expected.shape or mismatch is not None:
+                    text = f"under vmap{of} {explain(result, expected, {})}"
+                    findings.append(Finding(side, "a loop", part, text, mismatch, where=f"vmap{of}"))
 
 
 def rule(case: Case) -> CheckResult:

@@ -4,31 +4,40 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from p3.parity.operator import Arrays, Operator
+from p3.parity.result import Refusal
 
 
 class RefusalError(Exception):
-    """A side raised: the message says which, and what; `is_meant`, whether it has no such thing and says so."""
+    """A side raised: the refusal says which, and what; `is_meant`, whether it has no such thing and says so."""
 
-    def __init__(self, message: str, is_meant: bool = False) -> None:
-        """It is not meant unless the side says so."""
-        super().__init__(message)
-        self.is_meant = is_meant
+    def __init__(self, refusal: Refusal, is_meant: bool) -> None:
+        """The message is the refusal."""
+        super().__init__(str(refusal))
+        self.refusal, self.is_meant = refusal, is_meant
 
 
-def refusal_of(error: BaseException, where: str) -> RefusalError:
-    """A refusal with the first line of what was raised."""
+def refusal_of(error: BaseException, where: str, method: str) -> RefusalError:
+    """A refusal, of a side in some mode, with the first line of what was raised."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return RefusalError(f"{where}: {type(error).__name__}: {line}", isinstance(error, NotImplementedError))
+    side, _, mode = where.partition(", ")
+    doing = ", ".join(filter(None, [mode, method.replace("_", " ")]))
+    return RefusalError(Refusal(side, doing, f"{type(error).__name__}: {line}"), isinstance(error, NotImplementedError))
 
 
 def asked(operator: Operator, side: str, method: str, *groups: Any) -> Arrays:
     """Call a method, and make a `RefusalError` of whatever it raises."""
     try:
         return tuple(getattr(operator, method)(*groups))
-    except (RefusalError, KeyboardInterrupt):
+    except RefusalError as refusal:  # of a recorded operator, which knows no mode
+        _, _, mode = side.partition(", ")
+        if not mode:
+            raise
+        doing = f"{mode}, {refusal.refusal.doing}"
+        raise RefusalError(refusal.refusal._replace(doing=doing), refusal.is_meant) from refusal.__cause__
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
-        raise refusal_of(error, f"{side}, {method.replace('_', ' ')}") from error
+        raise refusal_of(error, side, method) from error
 
 
 class Recorded:
@@ -49,7 +58,7 @@ class Recorded:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
-                raise refusal_of(error, f"{self.side}, {method.replace('_', ' ')}") from error
+                raise refusal_of(error, self.side, method) from error
         return self._results[key]
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:

@@ -92,7 +92,11 @@ class ParityReport:
                 "ok": self.ok,
                 "inputs": [{"dtype": x.dtype.name, "shape": list(x.shape)} for x in self.case.inputs],
                 "checks": [
-                    {**check._asdict(), "findings": [as_json(finding) for finding in check.findings]}
+                    {
+                        **check._asdict(),
+                        "findings": [as_json(finding) for finding in check.findings],
+                        "refusals": [refusal._asdict() for refusal in check.refusals],
+                    }
                     for check in self.checks
                 ],
             },
@@ -106,6 +110,7 @@ class ParityReport:
 def as_json(finding: Finding) -> dict[str, Any]:
     """A finding, with numbers as they are where JSON has them."""
     found = finding._asdict()
+    del found["quantity"]  # arrays, which the snippet has where they are few
     found["mismatch"] = None if finding.mismatch is None else finding.mismatch._asdict()
     return {key: jsonable(value) for key, value in found.items()}
 

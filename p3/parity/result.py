@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from p3.parity.mismatch import Mismatch, describe_ladder
+from p3.parity.quantity import Quantity
 
 Verdict = Literal["passed", "failed", "refused", "not applicable"]
 
@@ -22,6 +23,8 @@ class Finding(NamedTuple):
     inputs : the inputs there
     truth : the true value there, where it is known
     snippet : Python that shows it
+    where : at which special values, where it is at such
+    quantity : what differs, and of what
     """
 
     side: str
@@ -32,6 +35,8 @@ class Finding(NamedTuple):
     inputs: tuple[complex | float, ...] = ()
     truth: complex | float | None = None
     snippet: str = ""
+    where: str = ""
+    quantity: Quantity | None = None
 
     def __str__(self) -> str:
         """One line."""
@@ -48,6 +53,26 @@ class Finding(NamedTuple):
         )
 
 
+class Refusal(NamedTuple):
+    """
+    A side raises.
+
+    Attributes
+    ----------
+    side : "the reference" or "the port"
+    doing : which quantity, after the mode or dtype that it was in
+    error : what was raised, in a line
+    """
+
+    side: str
+    doing: str
+    error: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.side}, {self.doing}: {self.error}"
+
+
 class CheckResult(NamedTuple):
     """
     What one check comes to.
@@ -58,6 +83,7 @@ class CheckResult(NamedTuple):
     verdict : "passed", "failed", "refused" where a side raises, or "not applicable"
     note : the figures, or the reason, in a line
     findings : what is wrong, and differences that are rounding
+    refusals : what a side has not, and says so by raising
     seconds : that it took
     """
 
@@ -65,16 +91,24 @@ class CheckResult(NamedTuple):
     verdict: Verdict
     note: str
     findings: tuple[Finding, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     seconds: float = 0.0
 
 
-def judged(name: str, findings: Iterable[Finding], note: str) -> CheckResult:
+def judged(name: str, findings: Iterable[Finding], note: str, refusals: Iterable[Refusal] = ()) -> CheckResult:
     """Failed where a finding is more than rounding, or else passed."""
-    found = list(findings)
+    found, refused = list(findings), tuple(dict.fromkeys(refusals))
+    note = "; ".join([note, *(f"refused: {refusal}" for refusal in refused)])
     wrong = [finding for finding in found if finding.mismatch is None or finding.mismatch.kind == "semantic"]
     findings = (*wrong, *(finding for finding in found if finding not in wrong))
     if wrong:
-        return CheckResult(name, "failed", wrong[0].explanation, findings)
+        return CheckResult(name, "failed", wrong[0].explanation, findings, refused)
     if findings:
         note += f"; {len(findings)} beyond the tolerance, and rounding"
-    return CheckResult(name, "passed", note, findings)
+    return CheckResult(name, "passed", note, findings, refused)
+
+
+def refused(name: str, refusals: Iterable[Refusal], findings: Iterable[Finding] = ()) -> CheckResult:
+    """Nothing could be checked, since sides raise; the findings are rounding."""
+    found = tuple(dict.fromkeys(refusals))
+    return CheckResult(name, "refused", "; ".join(map(str, found)), tuple(findings), found)

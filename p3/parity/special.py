@@ -1,0 +1,308 @@
+"""Where numbers end, and where the user says that inputs are awkward."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+
+from p3.parity.case import PRECISIONS, Case
+from p3.parity.derivatives import snippet
+from p3.parity.mismatch import Mismatch, Pair, climb
+from p3.parity.operator import Arrays, at_precision, is_inexact, wide
+from p3.parity.quantity import Quantity
+from p3.parity.recorded import RefusalError, asked
+from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
+
+FIRST = ("value", "vjp", "jvp")
+SECOND = "vjp of vjp"  # at zeros, at the user's points and at awkward inputs: at an infinity it is any algorithm's own
+EXTREMES = (0.0, 1000.0)  # times an argument of a function that is not elementwise
+
+
+class Special(NamedTuple):
+    """
+    Inputs that are special.
+
+    Attributes
+    ----------
+    inputs : one array an argument
+    name : what is special of them; of each element of an elementwise function, that is its number
+    position : of the argument that is; None where all are
+    """
+
+    inputs: Arrays
+    name: str = ""
+    position: int | None = None
+
+    def at(self, case: Case, element: tuple[int, ...]) -> str:
+        """What is special of an element."""
+        if self.name:
+            return self.name
+        assert self.position is not None
+        of = f" of argument {self.position}" if len(case.inputs) > 1 else ""
+        return f"at {self.inputs[self.position][element]:.9g}{of}"
+
+
+def special_values(case: Case) -> CheckResult:
+    """
+    Where numbers end, and where the user says, both sides have the same, NaN as well.
+
+    The value at the points and inputs that the user names is also held against the closed form, if there is one.
+    """
+    findings: list[Finding] = []
+    refusals: list[Refusal] = []
+    seen: set[tuple[str, str, str, tuple[int, ...]]] = set()
+    for precision in PRECISIONS:
+        for special in specials(case, precision):
+            for finding in differences(case, special, precision, (*FIRST, SECOND), refusals):
+                element = finding.mismatch.element if finding.mismatch and case.elementwise else ()
+                place = (finding.side, finding.part, finding.where, element)
+                if place not in seen:  # in the other precision
+                    findings.append(finding)
+                seen.add(place)
+        for position in case.arguments if not case.elementwise else ():
+            for factor in EXTREMES:
+                findings += differences_at_extremes(case, position, precision, factor)
+    if refusals and not findings:
+        return refused("special values", refusals)
+    places = [f"{x:.3g}" for x in numbers(case, "float32")] + list(case.awkward)
+    note = f"alike at {', '.join(places)}"
+    note += "" if case.elementwise else "; finite alike where an argument is 0 or 1000 times as large"
+    return judged("special values", findings, note, refusals)
+
+
+def numbers(case: Case, precision: str) -> np.ndarray:
+    """
+    Zeros, subnormal, smallest normal, huge and infinite numbers of both signs, NaN, and the user's points.
+
+    A function that is not elementwise gets the zeros and the points alone: how far an infinity or a NaN spreads, and
+    what overflows on the way, is the algorithm's.
+    """
+    if not case.elementwise:
+        return np.array([0.0, -0.0, *case.points])
+    info = np.finfo(precision)
+    ends = [0.0, 3 * float(info.smallest_subnormal), float(info.tiny), float(info.max) / 2, np.inf]
+    return np.array([sign * end for end in ends for sign in (1, -1)] + [np.nan, *case.points])
+
+
+def specials(case: Case, precision: str) -> Iterator[Special]:
+    """
+    Inputs with the numbers in one argument, and those that the user names.
+
+    All numbers at once where the function is elementwise, or else one at a time, in the first element.
+    """
+    values = numbers(case, precision)
+    for position in case.arguments:
+        kind = case.inputs[position].dtype
+        if case.elementwise:
+            inputs = tuple(
+                values.astype(kind) if i == position else np.resize(x.ravel()[:1], len(values))
+                for i, x in enumerate(case.inputs)
+            )
+            yield Special(inputs, position=position)
+            continue
+        for value in values if case.inputs[position].size else ():
+            x = case.inputs[position].copy()
+            x[(0,) * x.ndim] = value
+            inputs = (*case.inputs[:position], x, *case.inputs[position + 1 :])
+            of = f" of argument {position}" if len(case.inputs) > 1 else ""
+            yield Special(inputs, f"at {value:.9g}{of}", position)
+    for name, inputs in case.awkward.items():
+        yield Special(inputs, name)
+
+
+def differences_at_extremes(case: Case, position: int, precision: str, factor: float) -> Iterator[Finding]:
+    """
+    Where an argument times a factor gives infinities or NaN on one side alone.
+
+    So can the gradient of a norm at 0, and a sum of exponentials that was not shifted. What finite numbers come out is
+    between rounding, and a choice where elements are all alike. A function may say that it is not defined there.
+    """
+    scaled = np.asarray(factor * case.inputs[position])
+    inputs = (*case.inputs[:position], scaled, *case.inputs[position + 1 :])
+    special = Special(inputs, f"argument {position} times {factor:g}")
+    for finding in differences(case, special, precision, FIRST, []):
+        m = finding.mismatch
+        if m is not None and np.isfinite(m.expected) and not np.isfinite(m.got):
+            text = f"the {finding.part} of the argument times {factor:g} is {m.got:.9g}"
+            yield finding._replace(explanation=f"{text} and the reference's {m.expected:.9g}")
+
+
+def differences(
+    case: Case, special: Special, precision: str, names: tuple[str, ...], refusals: list[Refusal]
+) -> Iterator[Finding]:
+    """Where the sides differ at special inputs; who raises there is added to the refusals."""
+    known = case.elementwise and special.position is not None
+    mode = "" if known else f", {special.name}"
+    values: dict[str, Arrays] = {}
+    for side, operator in case.sides:
+        try:
+            values[side] = asked(operator, f"{side}{mode}", "value", at_precision(special.inputs, precision))
+        except RefusalError as refusal:
+            refusals.append(refusal.refusal)
+            if side == "the port" and len(values) == 1 and not refusal.is_meant:
+                text = f"there it raises, and the reference not: {refusal}"
+                yield Finding(side, "the reference", "value", text, where=special.name)
+    if len(values) < 2:
+        return
+    shapes = [[y.shape for y in results] for results in values.values()]
+    if shapes[0] != shapes[1]:
+        text = f"the shapes {special.name} are {shapes[1]} and the reference's {shapes[0]}"
+        quantity = Quantity("value", "value", (special.inputs,))
+        yield Finding("the port", "the reference", "shape", text, where=special.name, quantity=quantity)
+        return
+    for quantity in quantities(case, special, values["the reference"], names):
+        results: dict[str, Arrays] = {}
+        for side, operator in case.sides:
+            try:
+                results[side] = asked(operator, f"{side}{mode}", quantity.method, *quantity.given(precision))
+            except RefusalError as refusal:
+                if quantity.name == "vjp":  # of the others their own checks say so
+                    refusals.append(refusal.refusal)
+                if side == "the port" and len(results) == 1 and not refusal.is_meant:
+                    text = f"there it raises, and the reference not: {refusal}"
+                    yield Finding(side, "the reference", quantity.name, text, where=special.name)
+        if len(results) == 2:
+            yield from compared(case, special, precision, quantity, results)
+
+
+def quantities(case: Case, special: Special, values: Arrays, names: tuple[str, ...]) -> Iterator[Quantity]:
+    """What is compared, of cotangents and tangents that are 1, or random where the function is not elementwise."""
+    cotangents = tuple(np.ones(y.shape, wide(y).dtype) for y in values if is_inexact(y))
+    tangents = tuple(np.ones_like(special.inputs[i]) for i in case.arguments)
+    directions = tangents
+    if not case.elementwise:  # of a row that sums to 1 ones make a gradient of nothing but rounding
+        cotangents, directions = case.like(cotangents, 5), case.like(tangents, 6)
+    groups = {
+        "value": (special.inputs,),
+        "vjp": (special.inputs, cotangents),
+        "jvp": (special.inputs, tangents),
+        SECOND: (special.inputs, cotangents, directions),
+    }
+    for name in names if cotangents else ("value",):
+        yield Quantity(name, name.replace(" ", "_"), groups[name])
+
+
+def compared(
+    case: Case, special: Special, precision: str, quantity: Quantity, results: dict[str, Arrays]
+) -> Iterator[Finding]:
+    """Where a quantity of the two sides differs, or of one from the closed form."""
+    name = quantity.name
+    true = closed(case, special, precision) if name == "value" else None
+    if true is not None and [y.shape for y in true] != [y.shape for y in results["the reference"]]:
+        true = None
+    chosen: np.ndarray | np.bool = np.True_
+    if case.elementwise and special.position is not None:
+        chosen = np.isin(special.inputs[special.position], [0.0, *case.points])
+    sizes = case.size(quantity)
+    count = len(case.arguments) if name == SECOND else len(sizes)  # the rest is the jvp
+    for k, (b, a, size) in enumerate(zip(*(results[side] for side, _ in case.sides), sizes, strict=True)):
+        if k >= count:
+            break
+        ignored = flushed(special, precision, a) | flushed(special, precision, b)
+        ignored |= meaningless(case, special, precision, quantity, b)
+        if name == SECOND:
+            ignored |= ~chosen
+        for mismatch in apart(case, Pair(np.where(ignored, b, a), b, size), precision):
+            at = special.at(case, mismatch.element)
+            text = f"the {name} {at} is {mismatch.got:.9g} and the reference's {mismatch.expected:.9g}"
+            if np.isnan(mismatch.got) != np.isnan(mismatch.expected):
+                text += ": NaN on one side alone"
+            truth = None if true is None else true[k][mismatch.element].item()
+            yield finding(case, special, quantity, ("the port", "the reference"), k, text, mismatch, truth)
+        if true is None:
+            continue
+        known = ~np.isnan(wide(true[k])) & chosen & ~ignored
+        for side, _ in case.sides:
+            pair = Pair(np.where(known, results[side][k], true[k]), true[k], size)
+            for mismatch in apart(case, pair, precision):
+                at = special.at(case, mismatch.element)
+                text = f"the value {at} is {mismatch.got:.9g} and should be {mismatch.expected:.9g}"
+                truth = mismatch.expected
+                yield finding(case, special, quantity, (side, "the closed form"), k, text, mismatch, truth)
+
+
+def finding(
+    case: Case,
+    special: Special,
+    quantity: Quantity,
+    sides: tuple[str, str],
+    k: int,
+    text: str,
+    mismatch: Mismatch,
+    truth: complex | float | None,
+) -> Finding:
+    """A finding at special values, of a side against the other or against the closed form."""
+    number: tuple[complex | float, ...] = ()
+    if special.position is not None:
+        x = special.inputs[special.position]
+        number = (x[mismatch.element if case.elementwise else (0,) * x.ndim].item(),)
+    return Finding(
+        *sides,
+        part=f"{quantity.name} {k}",
+        explanation=text,
+        mismatch=mismatch,
+        inputs=number,
+        truth=truth,
+        snippet=snippet(case, quantity, sides[0], k, mismatch),
+        where=special.at(case, mismatch.element),
+        quantity=quantity,
+    )
+
+
+def closed(case: Case, special: Special, precision: str) -> Arrays | None:
+    """The closed form's values at the inputs as they are in a precision, where there are such."""
+    if case.closed_form is None:
+        return None
+    inputs = tuple(wide(x) if is_inexact(x) else x for x in at_precision(special.inputs, precision))
+    with np.errstate(all="ignore"), suppress(Exception):  # whatever it raises where it is not defined
+        return at_precision(case.closed(inputs), precision)
+    return None
+
+
+def meaningless(case: Case, special: Special, precision: str, quantity: Quantity, expected: np.ndarray) -> np.ndarray:
+    """Where there is no derivative to compare, since there is no value, or no first derivative of a second."""
+
+    def anywhere(found: list[np.ndarray]) -> np.ndarray:
+        if case.elementwise:
+            return np.asarray(np.any([f for f in found if f.shape == expected.shape], axis=0))
+        return np.full(expected.shape, any(f.any() for f in found))
+
+    result = np.zeros(expected.shape, bool)
+    if quantity.name != "value":
+        values = Quantity("value", "value", (special.inputs,)).of(case.reference, precision)
+        result |= anywhere([np.isnan(wide(y)) for y in values if is_inexact(y)])
+    if quantity.name == "jvp":  # a sum of infinities is one, or NaN, as it is ordered
+        result |= ~np.isfinite(wide(expected))
+    if quantity.name == SECOND:
+        for _, operator in case.sides:
+            gradients = Quantity("vjp", "vjp", quantity.groups[:2]).of(operator, precision)
+            result |= anywhere([~np.isfinite(wide(g)) for g in gradients])
+    return result
+
+
+def apart(case: Case, pair: Pair, precision: str) -> Iterator[Mismatch]:
+    """Where two arrays differ: each element of an elementwise function, or else the worst."""
+    if not case.elementwise:
+        worst = climb({precision: pair})
+        yield from [worst] if worst is not None else []
+        return
+    for index in map(tuple, np.argwhere(pair.beyond(precision))):
+        alone = np.zeros(pair.got.shape, bool)
+        alone[index] = True
+        mismatch = climb({precision: pair._replace(got=np.where(alone, pair.got, pair.expected))})
+        if mismatch is not None:
+            yield mismatch
+
+
+def flushed(special: Special, precision: str, got: np.ndarray) -> np.ndarray:
+    """Where a subnormal input gives what the zero of its sign gives, as it does where hardware takes it for one."""
+    result = np.zeros(got.shape, bool)
+    if special.name or special.position is None or got.shape != special.inputs[special.position].shape:
+        return result
+    x = special.inputs[special.position]
+    subnormal = (x != 0) & (np.abs(x) < float(np.finfo(precision).tiny))
+    for negative, zero in ((False, 0), (True, 1)):  # the first two numbers
+        same = (got == got[zero]) | (np.isnan(got) & np.isnan(got[zero]))
+        result |= subnormal & (np.signbit(x.real) == negative) & same
+    return result
