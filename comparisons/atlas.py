@@ -1,0 +1,187 @@
+"""
+The atlas: where PyTorch and JAX differ, function by function.
+
+`python comparisons/atlas.py make` holds every pair of atlas_pairs.toml against each other, and goes on where it was
+stopped; `python comparisons/atlas.py show special.i1` does one, and shows it.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import atlas_page
+import click
+import jax
+import torch
+from atlas_differences import KINDS, Atlas, Entry, entry, load_explanations, unused
+from atlas_findings import Examined, examine, run
+from atlas_pairs import load_pairs
+from benchmark import machine, write_part
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import jaxp3
+import p3.parity
+import torchp3
+
+HERE = Path(__file__).parent
+VERSIONS = {name: version(name) for name in ("torch", "jax", "optax", "numpy", "scipy", "mpmath")}
+
+
+def fingerprint(text: str) -> str:
+    """What a result depends on: the text that it is of, the versions, and the code that makes it."""
+    sources = [HERE / f"atlas_{name}.py" for name in ("pairs", "findings", "snippets")]
+    sources += Path(str(p3.parity.__file__)).parent.glob("*.py")
+    sources += [Path(str(package.__file__)).with_name("adapter.py") for package in (torchp3, jaxp3)]
+    found = hashlib.sha256(json.dumps([text, VERSIONS]).encode())
+    for path in sorted(sources):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def quietly() -> None:
+    """In each process: one thread, so that sums are the same everywhere, no warnings, and Ctrl-C is the first one's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+def examine_into(name: str, path: Path) -> None:
+    """Examine a pair, and write what is found."""
+    written(path, examine(load_pairs()[name]).model_dump_json(indent=1))
+    jax.clear_caches()  # which would take gigabytes over all pairs
+
+
+def run_into(program: str, path: Path) -> None:
+    """Run a program, and write what it prints."""
+    try:
+        written(path, run(program))
+    except RuntimeError as error:  # a program that does not run shows nothing, which a test says
+        written(path, str(error))
+
+
+def written(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def do_all(title: str, do: Callable[[str, Path], None], tasks: Iterable[tuple[str, Path]]) -> None:
+    """Do what has no result yet, in a process for each core, with a bar on a terminal."""
+    left = [(text, path) for text, path in tasks if not path.exists()]
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    spawn = multiprocessing.get_context("spawn")
+    with bar, ProcessPoolExecutor(os.cpu_count(), spawn, quietly) as pool:
+        task = bar.add_task(title, total=len(left))
+        try:
+            for future in as_completed([pool.submit(do, text, path) for text, path in left]):
+                future.result()
+                bar.advance(task)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[str]]:
+    """The atlas of some pairs, and the patterns of explanations that explain nothing in them."""
+    pairs = {name: pair for name, pair in load_pairs().items() if name in names}
+    parts.mkdir(parents=True, exist_ok=True)
+    paths = {name: parts / f"{name}-{fingerprint(pair.model_dump_json())}.json" for name, pair in pairs.items()}
+    do_all("functions", examine_into, paths.items())
+    examined = {name: Examined.model_validate_json(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    explanations = load_explanations()
+    entries = {name: entry(name, pair, examined[name], explanations) for name, pair in pairs.items()}
+    shown = [d for found in entries.values() for d in found.differences if d.snippet]
+    outputs = {d.snippet: parts / f"{fingerprint(d.snippet)}.txt" for d in shown}
+    do_all("programs", run_into, outputs.items())
+    for difference in shown:
+        difference.output = outputs[difference.snippet].read_text(encoding="utf-8")
+    atlas = Atlas(versions=VERSIONS, machine=machine(), date=date.today().isoformat(), entries=entries)
+    return atlas, [pattern for pattern in unused(examined, explanations) if pattern.partition(":")[0] in pairs]
+
+
+@click.group()
+def atlas() -> None:
+    """Where PyTorch and JAX differ, function by function."""
+    # In each process, and before JAX looks for devices.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+PARTS = click.option(
+    "--parts", type=click.Path(path_type=Path), default=HERE / ".atlas", help="Where results are kept, to go on from."
+)
+
+
+@atlas.command()
+@PARTS
+@click.option("--folder", type=click.Path(path_type=Path), default=HERE, help="Where atlas.json, .html and .png go.")
+@click.option("--readme", type=click.Path(path_type=Path), help="The README whose part is to be written.")
+def make(parts: Path, folder: Path, readme: Path | None) -> None:
+    """Examine every pair that has no result yet, and write the atlas."""
+    made, unneeded = assemble(load_pairs(), parts)
+    (folder / "atlas.json").write_text(made.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (folder / "atlas.html").write_text(atlas_page.page(made), encoding="utf-8")
+    atlas_page.draw(made).savefig(folder / "atlas.png", dpi=110)
+    if readme is not None:
+        write_part(readme, atlas_page.readme_part(made))
+    click.echo(f"{len(made.entries)} functions; cells: " + counted(made.cells()))
+    click.echo("differences: " + counted(made.counts()))
+    for pattern in unneeded:
+        click.echo(f"explains nothing: {pattern}", err=True)
+
+
+def counted(counts: dict[str, int]) -> str:
+    """The counts in a line."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+@atlas.command()
+@PARTS
+@click.argument("name")
+@click.option("--all", "everything", is_flag=True, help="The programs and all that the checker says as well.")
+def show(parts: Path, name: str, everything: bool) -> None:
+    """Examine the pair NAME, if it has no result yet, and show it."""
+    names = [known for known in load_pairs() if name in (known, known.partition(".")[2])]
+    if not names:
+        close = [known for known in load_pairs() if name in known]
+        raise click.UsageError(
+            f"there is no pair {name!r}; {'there are ' + ', '.join(close) if close else 'see atlas.html'}"
+        )
+    made, _ = assemble(names, parts)
+    for title, found in made.entries.items():
+        click.echo("\n".join(shown(title, found, everything)))
+
+
+def shown(name: str, found: Entry, everything: bool) -> Iterable[str]:
+    """A pair in lines."""
+    yield f"{name}: {found.pair.torch} and {found.pair.jax}"
+    yield from (f"  {check:14} {verdict:14} {found.cells[check].note}" for check, verdict in found.verdicts.items())
+    for difference in sorted(found.differences, key=lambda d: KINDS.index(d.kind)):
+        yield f"\n{difference.kind}: {' '.join(difference.text.split())}"
+        if everything:
+            yield from (f"  {place.name}" for place in difference.places)
+            yield f"\n{difference.snippet}\n{difference.output}"
+
+
+if __name__ == "__main__":
+    try:
+        atlas(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; the same command goes on", err=True)
+        sys.exit(130)

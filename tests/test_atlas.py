@@ -1,0 +1,130 @@
+"""The atlas: it is of all pairs and as its explanations say, what it says holds, and its page can be used."""
+
+import random
+import re
+from pathlib import Path
+
+import atlas_page
+import numpy as np
+import pytest
+from atlas_differences import Atlas, entry, load_explanations, unused
+from atlas_findings import Examined, examine, run
+from atlas_pairs import CHECKS, load_pairs
+
+from p3 import parity
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = ROOT / "comparisons"
+ATLAS = Atlas.model_validate_json((COMMITTED / "atlas.json").read_text(encoding="utf-8"))
+PAIRS = load_pairs()
+EXPLANATIONS = load_explanations()
+SAMPLE = random.Random(8).sample(sorted(PAIRS), 15)
+
+
+NUMBER = re.compile(r"-?\b(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)\b")
+
+
+def alike(printed, expected):
+    """Whether two outputs are the same but for digits that another machine may have otherwise."""
+    if NUMBER.sub("", printed) != NUMBER.sub("", expected):
+        return False
+    a, b = (np.array([float(number) for number in NUMBER.findall(text)]) for text in (printed, expected))
+    return np.allclose(a, b, rtol=1e-3, atol=1e-12, equal_nan=True)
+
+
+def examined(name):
+    """What the checker said of a pair when the atlas was made."""
+    found = ATLAS.entries[name]
+    return Examined(cells=found.cells, places=[place for d in found.differences for place in d.places])
+
+
+def test_it_is_of_all_pairs():
+    assert len(PAIRS) >= 120
+    # As JSON, in which NaN is equal to itself.
+    assert {name: found.pair.model_dump_json() for name, found in ATLAS.entries.items()} == {
+        name: pair.model_dump_json() for name, pair in PAIRS.items()
+    }
+    assert set(CHECKS) <= set(parity.CHECKS)
+
+
+def test_nearly_every_cell_has_a_verdict():
+    cells = ATLAS.cells()
+    assert sum(cells.values()) == len(PAIRS) * len(CHECKS)
+    assert cells["error of the checker"] == 0
+    assert cells["not applicable"] <= 0.05 * sum(cells.values())
+
+
+def test_no_difference_is_unexplained():
+    assert "unexplained" not in ATLAS.counts()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_explanations_are_the_present_ones(name):
+    found = entry(name, PAIRS[name], examined(name), EXPLANATIONS)
+    for difference, committed in zip(found.differences, ATLAS.entries[name].differences, strict=True):
+        difference.output = committed.output
+        # Made of the places, whose own programs are not kept.
+        difference.snippet = difference.snippet or committed.snippet
+    assert found.model_dump_json() == ATLAS.entries[name].model_dump_json()
+
+
+def test_every_explanation_explains_something():
+    assert list(unused({name: examined(name) for name in PAIRS}, EXPLANATIONS)) == []
+
+
+def test_every_difference_says_what_both_give_and_shows_it():
+    for name, found in ATLAS.entries.items():
+        for difference in found.differences:
+            if difference.kind != "rounding":
+                assert re.search(r"PyTorch|\btorch\.", difference.text), name
+                assert re.search(r"JAX|\bjax\.", difference.text), name
+            assert difference.snippet, name
+            assert "PyTorch" in difference.output, name
+            assert "JAX" in difference.output, name
+
+
+CONFIRMED = [explanation for explanation in EXPLANATIONS if explanation.kind in ("bug", "accuracy")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("explanation", CONFIRMED, ids=[next(iter(explanation.at)) for explanation in CONFIRMED])
+def test_bugs_and_lost_digits_are_confirmed_without_the_checker(explanation):
+    assert "assert " in explanation.confirmation
+    assert "p3" not in explanation.confirmation
+    run(explanation.confirmation)
+
+
+def test_outputs_are_compared_by_their_numbers():
+    assert alike("PyTorch 1.0 nan [2.5e-08, -inf]\n", "PyTorch 1.00001 nan [2.5e-08, -inf]\n")
+    for other in ("PyTorch 1.1 nan", "PyTorch nan 1.0", "JAX 1.0 nan", "PyTorch 1.0 nan 2.0", "PyTorch -1.0 nan"):
+        assert not alike(other, "PyTorch 1.0 nan")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SAMPLE)
+def test_made_again_it_says_the_same(name):
+    again = entry(name, PAIRS[name], examine(PAIRS[name]), EXPLANATIONS)
+    committed = ATLAS.entries[name]
+    assert again.verdicts == committed.verdicts
+    assert [
+        (d.kind, d.text, [place.name for place in d.places]) for d in again.differences if d.kind != "rounding"
+    ] == [(d.kind, d.text, [place.name for place in d.places]) for d in committed.differences if d.kind != "rounding"]
+    for difference in committed.differences:
+        printed = run(difference.snippet)
+        if difference.kind in ("rounding", "accuracy"):  # of which the last digits may be another machine's
+            assert NUMBER.sub("", printed) == NUMBER.sub("", difference.output)
+        else:
+            assert alike(printed, difference.output), difference.output
+
+
+def test_a_pair_that_the_checker_cannot_express_is_an_error_of_the_checker():
+    broken = PAIRS["elementwise.sin"].model_copy(update={"jax": "jax.numpy.no_such(x)"})
+    assert {cell.verdict for cell in examine(broken).cells.values()} == {"error of the checker"}
+
+
+def test_the_page_and_the_readme_are_made_of_it():
+    assert (COMMITTED / "atlas.html").read_text(encoding="utf-8") == atlas_page.page(ATLAS)
+    part = atlas_page.readme_part(ATLAS)
+    assert part in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(ATLAS.surprises()) == 10
