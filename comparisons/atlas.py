@@ -82,16 +82,19 @@ def do_all(title: str, do: Callable[[str, Path], None], tasks: Iterable[tuple[st
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
-    spawn = multiprocessing.get_context("spawn")
-    with bar, ProcessPoolExecutor(os.cpu_count(), spawn, quietly) as pool:
-        task = bar.add_task(title, total=len(left))
-        try:
+    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), quietly)
+    try:
+        with bar:
+            task = bar.add_task(title, total=len(left))
             for future in as_completed([pool.submit(do, text, path) for text, path in left]):
                 future.result()
                 bar.advance(task)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    except BaseException:  # Ctrl-C among them: what is being done is lost, and nothing else
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[str]]:
@@ -151,18 +154,21 @@ def counted(counts: dict[str, int]) -> str:
 @atlas.command()
 @PARTS
 @click.argument("name")
-@click.option("--all", "everything", is_flag=True, help="The programs and all that the checker says as well.")
-def show(parts: Path, name: str, everything: bool) -> None:
-    """Examine the pair NAME, if it has no result yet, and show it."""
+@click.option("--all", "everything", is_flag=True, help="The programs as well.")
+@click.option("--again", is_flag=True, help="Examine it anew, whatever atlas.json has.")
+def show(parts: Path, name: str, everything: bool, again: bool) -> None:
+    """Show the pair NAME as atlas.json has it, or examine it if that is of other versions."""
     names = [known for known in load_pairs() if name in (known, known.partition(".")[2])]
     if not names:
         close = [known for known in load_pairs() if name in known]
         raise click.UsageError(
             f"there is no pair {name!r}; {'there are ' + ', '.join(close) if close else 'see atlas.html'}"
         )
-    made, _ = assemble(names, parts)
-    for title, found in made.entries.items():
-        click.echo("\n".join(shown(title, found, everything)))
+    made = Atlas.model_validate_json((HERE / "atlas.json").read_text(encoding="utf-8"))
+    if again or made.versions != VERSIONS or not set(names) <= set(made.entries):
+        made, _ = assemble(names, parts)
+    for name in names:
+        click.echo("\n".join(shown(name, made.entries[name], everything)))
 
 
 def shown(name: str, found: Entry, everything: bool) -> Iterable[str]:

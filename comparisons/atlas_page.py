@@ -92,16 +92,21 @@ def draw(atlas: Atlas) -> Figure:
 
 def readme_part(atlas: Atlas) -> str:
     """The counts and the most surprising differences, for the README."""
-    counts = ", ".join(f"{count} {kind}" for kind, count in atlas.counts().items())
-    cells = atlas.cells()
+    counts, cells = atlas.counts(), atlas.cells()
     versions = " and ".join(f"{name} {atlas.versions[name]}" for name in ("torch", "jax"))
     lines = [
-        f"On {atlas.date}, with {versions}: {len(atlas.entries)} functions and {sum(cells.values())} cells, of which "
-        f"{cells['agree']} agree. Differences, by kind: {counts}. The most surprising:",
+        f"With {versions}, on {atlas.date}: {len(atlas.entries)} functions and {sum(cells.values())} cells, of which "
+        f"{cells['agree']} agree. There are {sum(counts.values())} differences:",
+        "",
+        f"| {' | '.join(counts)} |",
+        f"| {' | '.join('---:' for _ in counts)} |",
+        f"| {' | '.join(str(count) for count in counts.values())} |",
+        "",
+        "The most surprising ones:",
         "",
         *(
             f"{rank}. [`{name}`](comparisons/atlas.html#{name}): {' '.join(difference.text.split())}"
             for rank, (name, difference) in enumerate(atlas.surprises(), start=1)
         ),
     ]
-    return "\n".join([BEGIN, *lines, "", END])
+    return "\n".join([BEGIN, "", *lines, "", END])

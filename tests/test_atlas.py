@@ -2,8 +2,11 @@
 
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import atlas
 import atlas_page
 import numpy as np
 import pytest
@@ -116,6 +119,35 @@ def test_made_again_it_says_the_same(name):
             assert NUMBER.sub("", printed) == NUMBER.sub("", difference.output)
         else:
             assert alike(printed, difference.output), difference.output
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was_stopped(tmp_path):
+    made, _ = atlas.assemble(["elementwise.sign"], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again, _ = atlas.assemble(["elementwise.sign", "elementwise.square"], tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert again.entries["elementwise.sign"] == made.entries["elementwise.sign"]
+
+
+def test_what_was_made_of_another_pair_or_by_other_code_is_not_taken(monkeypatch):
+    assert atlas.fingerprint("a") != atlas.fingerprint("b")
+    before = atlas.fingerprint("a")
+    monkeypatch.setitem(atlas.VERSIONS, "jax", "0.0")
+    assert atlas.fingerprint("a") != before
+
+
+@pytest.mark.slow
+def test_a_command_shows_one_function(tmp_path):
+    command = [sys.executable, COMMITTED / "atlas.py", "show", "--parts", tmp_path]
+    shown = subprocess.run([*command, "--again", "sign"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "bug: The sign of NaN is 0 in PyTorch" in shown.stdout
+    assert shown.stderr == ""  # no bar in a pipe
+    unknown = subprocess.run([*command, "bessel"], capture_output=True, text=True)
+    assert unknown.returncode == 2
+    assert "there is no pair 'bessel'; there are special.bessel_j1" in unknown.stderr
 
 
 def test_a_pair_that_the_checker_cannot_express_is_an_error_of_the_checker():

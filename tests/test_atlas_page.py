@@ -15,7 +15,6 @@ AXE = "axe-core@4.10.3"
 pytestmark = [
     pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("browser"),
 ]
 
 

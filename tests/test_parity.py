@@ -692,6 +692,9 @@ def test_names_that_there_are_not():
         parity.check(sine, sine, LINE, awkward={"ties": np.array([1, 1])})
     with pytest.raises(InputError, match="the awkward inputs 'two' are float64, float64, and the others float64"):
         parity.check(sine, sine, LINE, awkward={"two": (LINE, LINE)})
+    for awkward in ([LINE], "ties", {3: LINE}):
+        with pytest.raises(InputError, match="awkward inputs have names; give a dict of them"):
+            parity.check(sine, sine, LINE, awkward=awkward)
     with pytest.raises(InputError, match="closed_form gives arrays of shapes"):
         parity.check(sine, sine, LINE, closed_form=np.sum)
     with pytest.raises(InputError, match="closed_form gives object, and must give an array of numbers"):

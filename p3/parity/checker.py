@@ -1,6 +1,6 @@
 """`check`: everything that is checked, in order."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Unpack
 
@@ -185,6 +185,10 @@ def checked_options(options: Options) -> dict[str, Any]:
                 f"points {options['points']!r} are no numbers; give some, as in points=(0.0, 1.0)"
             ) from None
     if "awkward" in options:
+        if not isinstance(options["awkward"], Mapping) or not all(isinstance(name, str) for name in options["awkward"]):
+            raise InputError(
+                'awkward inputs have names; give a dict of them, as in awkward={"ties": np.array([1.0, 1.0])}'
+            )
         checked["awkward"] = {
             name: arrays_of(inputs if isinstance(inputs, tuple) else (inputs,))
             for name, inputs in options["awkward"].items()
