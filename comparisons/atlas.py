@@ -2,7 +2,7 @@
 The atlas: where PyTorch and JAX differ, function by function.
 
 `python comparisons/atlas.py make` holds every pair of atlas_pairs.toml against each other, and goes on where it was
-stopped; `python comparisons/atlas.py show special.i1` does one, and shows it.
+stopped; `python comparisons/atlas.py show special.i1` shows one.
 """
 
 import hashlib
@@ -26,12 +26,11 @@ from atlas_differences import KINDS, Atlas, Entry, entry, load_explanations, unu
 from atlas_findings import Examined, examine, run
 from atlas_pairs import load_pairs
 from benchmark import machine, write_part
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import jaxp3
 import p3.parity
 import torchp3
+from p3.commands.check import check_progress
 
 HERE = Path(__file__).parent
 VERSIONS = {name: version(name) for name in ("torch", "jax", "optax", "numpy", "scipy", "mpmath")}
@@ -79,16 +78,13 @@ def written(path: Path, text: str) -> None:
 def do_all(title: str, do: Callable[[str, Path], None], tasks: Iterable[tuple[str, Path]]) -> None:
     """Do what has no result yet, in a process for each core, with a bar on a terminal."""
     left = [(text, path) for text, path in tasks if not path.exists()]
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, disable=not console.is_terminal)
     pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), quietly)
     try:
-        with bar:
-            task = bar.add_task(title, total=len(left))
-            for future in as_completed([pool.submit(do, text, path) for text, path in left]):
+        with check_progress() as progress:
+            futures = [pool.submit(do, text, path) for text, path in left]
+            for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
-                bar.advance(task)
+                progress(title, done, len(left))
     except BaseException:  # Ctrl-C among them: what is being done is lost, and nothing else
         for process in multiprocessing.active_children():
             process.terminate()
@@ -157,15 +153,20 @@ def counted(counts: dict[str, int]) -> str:
 @click.option("--all", "everything", is_flag=True, help="The programs as well.")
 @click.option("--again", is_flag=True, help="Examine it anew, whatever atlas.json has.")
 def show(parts: Path, name: str, everything: bool, again: bool) -> None:
-    """Show the pair NAME as atlas.json has it, or examine it if that is of other versions."""
-    names = [known for known in load_pairs() if name in (known, known.partition(".")[2])]
+    """Show the pair NAME as atlas.json has it, or examine it if that is of other versions or of another pair."""
+    pairs = load_pairs()
+    names = [known for known in pairs if name in (known, known.partition(".")[2])]
     if not names:
-        close = [known for known in load_pairs() if name in known]
+        close = [known for known in pairs if name in known]
         raise click.UsageError(
             f"there is no pair {name!r}; {'there are ' + ', '.join(close) if close else 'see atlas.html'}"
         )
     made = Atlas.model_validate_json((HERE / "atlas.json").read_text(encoding="utf-8"))
-    if again or made.versions != VERSIONS or not set(names) <= set(made.entries):
+    present = all(
+        name in made.entries and made.entries[name].pair.model_dump_json() == pairs[name].model_dump_json()
+        for name in names
+    )
+    if again or made.versions != VERSIONS or not present:
         made, _ = assemble(names, parts)
     for name in names:
         click.echo("\n".join(shown(name, made.entries[name], everything)))

@@ -6,8 +6,7 @@ from pathlib import Path
 from shutil import which
 
 import pytest
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+from playwright import sync_api as playwright
 
 PAGE = (Path(__file__).parent.parent / "comparisons" / "atlas.html").as_uri()
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
@@ -136,11 +135,11 @@ def test_it_fits_a_telephone(browser):
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory):
     """Axe's program, from npm."""
-    if not which("npm"):
+    if not which("npm"):  # as without chromium: .ci/run installs both, and a reader's machine need not have them
         pytest.skip("needs npm, for axe")
     folder = tmp_path_factory.mktemp("axe")
     packed = subprocess.run(["npm", "pack", "--silent", AXE], cwd=folder, capture_output=True, text=True)
-    if packed.returncode:
+    if packed.returncode:  # a machine without a network says nothing of the page
         pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
     with tarfile.open(folder / packed.stdout.strip()) as archive:
         return archive.extractfile("package/axe.min.js").read().decode()
