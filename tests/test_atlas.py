@@ -86,6 +86,30 @@ def test_every_difference_says_what_both_give_and_shows_it():
             assert "JAX" in difference.output, name
 
 
+def numbers(text):
+    """The numbers of a text: each as it is written, and its value."""
+    written = re.findall(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?", text)
+    return {number: abs(float(number.replace("−", "-").replace(",", ""))) for number in written}
+
+
+def rounded(value, written):
+    """A value to as many digits as a number is written with."""
+    digits = len(re.sub(r"e.*|\D", "", written).lstrip("0")) or 1
+    return float(f"{value:.{digits - 1}e}")
+
+
+def test_every_number_of_a_text_is_in_its_programs():
+    """So that none is changed without a program that shows it; those below 10 are counts and exponents too."""
+    shown = {}
+    for found in ATLAS.entries.values():
+        for d in found.differences:
+            shown.setdefault(d.text, set()).update(numbers(d.snippet + d.output + d.confirmation).values())
+    for text, values in shown.items():
+        for written, value in numbers(text).items():
+            if value >= 10 or not value.is_integer():
+                assert any(rounded(known, written) == value for known in values), (written, text)
+
+
 CONFIRMED = [explanation for explanation in EXPLANATIONS if explanation.kind in ("bug", "accuracy")]
 
 
