@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import atlas_page
 import click
@@ -26,6 +27,7 @@ from atlas_differences import KINDS, Atlas, Entry, entry, load_explanations, unu
 from atlas_findings import Examined, examine, run
 from atlas_pairs import load_pairs
 from benchmark import machine, write_part
+from pydantic import BaseModel, ValidationError
 
 import jaxp3
 import p3.parity
@@ -33,6 +35,7 @@ import torchp3
 from p3.commands.check import check_progress
 
 HERE = Path(__file__).parent
+Model = TypeVar("Model", bound=BaseModel)
 VERSIONS = {name: version(name) for name in ("torch", "jax", "optax", "numpy", "scipy", "mpmath")}
 
 
@@ -75,6 +78,15 @@ def written(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def read(kind: type[Model], path: Path) -> Model:
+    """What was written."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else "is not what make has written"
+        raise click.ClickException(f"{path} {reason}; delete it if it is there, and make it again") from error
+
+
 def do_all(title: str, do: Callable[[str, Path], None], tasks: Iterable[tuple[str, Path]]) -> None:
     """Do what has no result yet, in a process for each core, with a bar on a terminal."""
     left = [(text, path) for text, path in tasks if not path.exists()]
@@ -99,7 +111,7 @@ def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[str]]:
     parts.mkdir(parents=True, exist_ok=True)
     paths = {name: parts / f"{name}-{fingerprint(pair.model_dump_json())}.json" for name, pair in pairs.items()}
     do_all("functions", examine_into, paths.items())
-    examined = {name: Examined.model_validate_json(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    examined = {name: read(Examined, path) for name, path in paths.items()}
     explanations = load_explanations()
     entries = {name: entry(name, pair, examined[name], explanations) for name, pair in pairs.items()}
     shown = [d for found in entries.values() for d in found.differences if d.snippet]
@@ -107,7 +119,8 @@ def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[str]]:
     do_all("programs", run_into, outputs.items())
     for difference in shown:
         difference.output = outputs[difference.snippet].read_text(encoding="utf-8")
-    atlas = Atlas(versions=VERSIONS, machine=machine(), date=date.today().isoformat(), entries=entries)
+    last = max(path.stat().st_mtime for path in paths.values())
+    atlas = Atlas(versions=VERSIONS, machine=machine(), date=date.fromtimestamp(last).isoformat(), entries=entries)
     return atlas, [pattern for pattern in unused(examined, explanations) if pattern.partition(":")[0] in pairs]
 
 
@@ -119,17 +132,18 @@ def atlas() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-PARTS = click.option(
-    "--parts", type=click.Path(path_type=Path), default=HERE / ".atlas", help="Where results are kept, to go on from."
-)
+FOLDER = click.Path(path_type=Path, file_okay=False, writable=True)
+PARTS = click.option("--parts", type=FOLDER, default=HERE / ".atlas", help="Where results are kept, to go on from.")
+README = click.Path(path_type=Path, exists=True, dir_okay=False, writable=True)
 
 
 @atlas.command()
 @PARTS
-@click.option("--folder", type=click.Path(path_type=Path), default=HERE, help="Where atlas.json, .html and .png go.")
-@click.option("--readme", type=click.Path(path_type=Path), help="The README whose part is to be written.")
+@click.option("--folder", type=FOLDER, default=HERE, help="Where atlas.json, .html and .png go.")
+@click.option("--readme", type=README, help="The README whose part is to be written.")
 def make(parts: Path, folder: Path, readme: Path | None) -> None:
     """Examine every pair that has no result yet, and write the atlas."""
+    folder.mkdir(parents=True, exist_ok=True)
     made, unneeded = assemble(load_pairs(), parts)
     (folder / "atlas.json").write_text(made.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (folder / "atlas.html").write_text(atlas_page.page(made), encoding="utf-8")
@@ -161,7 +175,7 @@ def show(parts: Path, name: str, everything: bool, again: bool) -> None:
         raise click.UsageError(
             f"there is no pair {name!r}; {'there are ' + ', '.join(close) if close else 'see atlas.html'}"
         )
-    made = Atlas.model_validate_json((HERE / "atlas.json").read_text(encoding="utf-8"))
+    made = read(Atlas, HERE / "atlas.json")
     present = all(
         name in made.entries and made.entries[name].pair.model_dump_json() == pairs[name].model_dump_json()
         for name in names
@@ -189,6 +203,9 @@ if __name__ == "__main__":
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped; the same command goes on", err=True)
         sys.exit(130)

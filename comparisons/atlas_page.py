@@ -58,6 +58,7 @@ def page(atlas: Atlas) -> str:
         counts=atlas.counts(),
         agreeing=sum(not entry.differences for entry in atlas.entries.values()),
         looks=LOOKS,
+        verdicts=atlas.cells(),
         order=ORDER,
         gravest=gravest,
         describe=describe,

@@ -271,8 +271,11 @@ def readme_part(made: Mapping[str, Any]) -> str:
 def write_part(readme: Path, part: str) -> None:
     """Put a part of the README, from its first line to its last, in the place of what was there between these."""
     begin, *_, end = part.splitlines()
-    before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
-    readme.write_text(before + part + rest.partition(end)[2], encoding="utf-8")
+    before, opened, rest = readme.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):  # what stands behind would be lost
+        raise click.ClickException(f"{readme} has no part between the lines {begin!r} and {end!r}; add the two lines")
+    readme.write_text(before + part + after, encoding="utf-8")
 
 
 def machine() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import atlas
 import atlas_page
+import click
 import numpy as np
 import pytest
 from atlas_differences import Atlas, entry, load_explanations, unused
@@ -89,7 +90,7 @@ def test_every_difference_says_what_both_give_and_shows_it():
 def numbers(text):
     """The numbers of a text: each as it is written, and its value."""
     written = re.findall(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?", text)
-    return {number: abs(float(number.replace("−", "-").replace(",", ""))) for number in written}
+    return {number: float(number.replace("−", "-").replace(",", "")) for number in written}
 
 
 def rounded(value, written):
@@ -106,7 +107,7 @@ def test_every_number_of_a_text_is_in_its_programs():
             shown.setdefault(d.text, set()).update(numbers(d.snippet + d.output + d.confirmation).values())
     for text, values in shown.items():
         for written, value in numbers(text).items():
-            if value >= 10 or not value.is_integer():
+            if abs(value) >= 10 or not value.is_integer():
                 assert any(rounded(known, written) == value for known in values), (written, text)
 
 
@@ -117,6 +118,7 @@ CONFIRMED = [explanation for explanation in EXPLANATIONS if explanation.kind in 
 @pytest.mark.parametrize("explanation", CONFIRMED, ids=[next(iter(explanation.at)) for explanation in CONFIRMED])
 def test_bugs_and_lost_digits_are_confirmed_without_the_checker(explanation):
     assert "assert " in explanation.confirmation
+    assert re.search(r"\b(torch|jax)\.", explanation.confirmation)
     assert "p3" not in explanation.confirmation
     run(explanation.confirmation)
 
@@ -137,7 +139,13 @@ def test_made_again_it_says_the_same(name):
     assert [
         (d.kind, d.text, [place.name for place in d.places]) for d in again.differences if d.kind != "rounding"
     ] == [(d.kind, d.text, [place.name for place in d.places]) for d in committed.differences if d.kind != "rounding"]
-    for difference in committed.differences:
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in PAIRS if ATLAS.entries[name].differences])
+def test_its_programs_print_what_they_did(name):
+    for difference in ATLAS.entries[name].differences:
         printed = run(difference.snippet)
         if difference.kind in ("rounding", "accuracy"):  # of which the last digits may be another machine's
             assert NUMBER.sub("", printed) == NUMBER.sub("", difference.output)
@@ -174,6 +182,24 @@ def test_a_command_shows_one_function(tmp_path):
     assert "there is no pair 'bessel'; there are special.bessel_j1" in unknown.stderr
 
 
+@pytest.mark.parametrize("kept", [atlas_page.BEGIN, atlas_page.END, ""])
+def test_a_readme_without_its_part_is_left_as_it_is(tmp_path, kept):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{kept}\nafter\n")
+    with pytest.raises(click.ClickException, match=r"README\.md has no part between the lines '<!-- atlas"):
+        atlas.write_part(readme, atlas_page.readme_part(ATLAS))
+    assert readme.read_text() == f"before\n{kept}\nafter\n"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b'{"cells": {}}'])
+def test_what_is_no_result_is_said_by_its_name(tmp_path, content):
+    path = tmp_path / "elementwise.sin-0.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(click.ClickException, match=r"elementwise\.sin-0\.json is not "):
+        atlas.read(Examined, path)
+
+
 def test_a_pair_that_the_checker_cannot_express_is_an_error_of_the_checker():
     broken = PAIRS["elementwise.sin"].model_copy(update={"jax": "jax.numpy.no_such(x)"})
     assert {cell.verdict for cell in examine(broken).cells.values()} == {"error of the checker"}
@@ -184,3 +210,5 @@ def test_the_page_and_the_readme_are_made_of_it():
     part = atlas_page.readme_part(ATLAS)
     assert part in (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(ATLAS.surprises()) == 10
+    assert "(comparisons/atlas.png)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (COMMITTED / "atlas.png").read_bytes().startswith(b"\x89PNG")

@@ -54,8 +54,11 @@ def test_search_finds_names_expressions_and_what_is_said(page):
     assert rows(page) == ["special.i1"]
     assert page.is_visible("[id='special.i1']")
     assert page.is_hidden("[id='special.i0']")
+    page.fill("#search", "-1.3e30")  # with a keyboard's minus
+    assert "linear_algebra.matrix_exp" in rows(page)
     page.fill("#search", "no-such-function")
     assert rows(page) == []
+    assert "search for less" in page.inner_text("#count")
     page.fill("#search", "")
     assert count(page) == everything
 
