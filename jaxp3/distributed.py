@@ -282,10 +282,8 @@ def watched(spec: TrainingSpec) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        if spec.devices == 1 or not any(
-            word in reason.lower() for word in ("gloo", "nccl", "coordination", "deadline")
-        ):
+        reason, said = str(error).partition("\n")[0], str(error).lower()
+        if spec.devices == 1 or not any(word in said for word in ("gloo", "nccl", "coordination", "deadline")):
             raise
         raise LostProcessError(process_index(), process_count(), absent(), reason) from error
 

@@ -16,6 +16,7 @@ from conftest import COMPARISONS, PROBLEMS, fitted
 from processes import ended, environments, run_commands, running
 from test_optimizers import RULES
 
+import jaxp3.distributed
 import p3
 from p3 import FitResult, InputError, LostProcessError, TrainingSpec
 from p3.backends import BACKENDS, load
@@ -384,6 +385,20 @@ def test_a_process_that_never_comes(backend):
     for index, ending in enumerate(endings):
         assert ending.code == 1
         assert f"process {index} of 3 has lost another process, which ended or does not answer" in ending.errors
+
+
+def test_whatever_line_jax_names_the_store_in_a_process_is_lost(monkeypatch):
+    monkeypatch.setattr(jaxp3.distributed, "process_count", lambda: 2)
+    spec = ASYMMETRIC.replace({"devices": 2})
+    message = (
+        "UNAVAILABLE: recvmsg:Connection reset by peer\nAdditional GRPC error information from remote target "
+        "coordination_service while calling /xla.coordination.CoordinationService/GetKeyValue:"
+    )
+    lost_it = r"process 0 of 2 has lost process 1, .*Connection reset by peer\)"
+    with pytest.raises(LostProcessError, match=lost_it), jaxp3.distributed.watched(spec):
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="of another kind"), jaxp3.distributed.watched(spec):
+        raise RuntimeError("of another kind")
 
 
 def lost(backend, told, command, what, when):
