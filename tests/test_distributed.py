@@ -387,6 +387,14 @@ def test_a_process_that_never_comes(backend):
         assert f"process {index} of 3 has lost another process, which ended or does not answer" in ending.errors
 
 
+def compile_before(backend, spec, folder):
+    """Compile what the two processes of a test run, so that they are not at that when one of them is lost."""
+    few = folder / "few.toml"
+    spec.replace({"steps": 20}).to_toml(few)
+    for ending in run_worker(backend, 2, "checkpointed", few, folder):
+        assert ending.code == 0, ending.errors
+
+
 def test_whatever_line_jax_names_the_store_in_a_process_is_lost(monkeypatch):
     monkeypatch.setattr(jaxp3.distributed, "process_count", lambda: 2)
     spec = ASYMMETRIC.replace({"devices": 2})
@@ -432,10 +440,7 @@ def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_p
     run = tmp_path / "run"
     run.mkdir()
     command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", run]
-    few = tmp_path / "few.toml"
-    spec.replace({"steps": 20}).to_toml(few)
-    for ending in run_worker(backend, 2, "checkpointed", few, tmp_path):  # what is compiled is so before
-        assert ending.code == 0, ending.errors
+    compile_before(backend, spec, tmp_path)
     patience, chance, done = 5, Random(7), 0
     for _ in range(KILLS):
         told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
@@ -460,7 +465,9 @@ def test_a_process_that_is_told_to_end_does(backend, tmp_path):
 
 @SLOW
 def test_a_process_that_stops_answering(backend, tmp_path):
-    ASYMMETRIC.replace({"steps": 10**6, "log_every": 20}).to_toml(tmp_path / "spec.toml")
+    spec = ASYMMETRIC.replace({"steps": 10**6, "log_every": 20})
+    spec.to_toml(tmp_path / "spec.toml")
+    compile_before(backend, spec, tmp_path)
     (tmp_path / "run").mkdir()
     patience = 10
     told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
