@@ -173,8 +173,8 @@ def watched(spec: TrainingSpec) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        ours = any(word in reason.lower() for word in ("gloo", "nccl", "pair closure"))
+        reason, said = str(error).partition("\n")[0], str(error).lower()
+        ours = any(word in said for word in ("gloo", "nccl", "pair closure"))
         if spec.devices == 1 or not (ours or isinstance(error, torch.distributed.DistError)):
             raise
         raise LostProcessError(process_index(), process_count(), absent(), reason) from error
