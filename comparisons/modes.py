@@ -20,9 +20,10 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -150,49 +151,57 @@ def outcome(expected: str, plain: np.ndarray | str, marked: np.ndarray | str) ->
     return {"outcome": "wrong", "message": f"with the rule multiplied: {marked}"}
 
 
-def columns(
-    frameworks: tuple[str, ...], compiled: bool = True
-) -> Iterator[tuple[str, ModuleType, dict[str, tuple[str, Callable]]]]:
-    """Each column of the table: its name, its framework, and its modes."""
-    for name in frameworks:
-        framework = importlib.import_module(f"{name}_modes")
-        for operator, f in framework.OPERATORS.items():
-            modes = shared_modes(framework, f)
-            if not compiled:
-                yield operator, framework, modes
-                continue
-            yield operator, framework, modes | framework.own_modes(f)
-            modes = {mode: (expected, framework.compiled(g)) for mode, (expected, g) in modes.items()}
-            yield f"{operator} compiled", framework, modes
+def columns(framework: ModuleType, compiled: bool = True) -> Iterator[tuple[str, dict[str, tuple[str, Callable]]]]:
+    """Each column of a framework: its name, and its modes."""
+    for operator, f in framework.OPERATORS.items():
+        modes = shared_modes(framework, f)
+        if not compiled:
+            yield operator, modes
+            continue
+        yield operator, modes | framework.own_modes(f)
+        yield f"{operator} compiled", {mode: (expected, framework.compiled(g)) for mode, (expected, g) in modes.items()}
 
 
-def table(frameworks: tuple[str, ...], compiled: bool = True) -> dict[str, Any]:
+def table(name: str, compiled: bool = True) -> dict[str, Any]:
     """
-    Run everything: the versions, and for each column its modes' outcomes.
+    Run everything of one framework: its version, and for each column its modes' outcomes.
 
     Or leave out what compiles, and with it the modes that only one framework has, for a table within seconds.
     """
+    framework = importlib.import_module(f"{name}_modes")
     tasks = [
-        (column, framework, mode, expected, g)
-        for column, framework, modes in columns(frameworks, compiled)
+        (column, mode, expected, g)
+        for column, modes in columns(framework, compiled)
         for mode, (expected, g) in modes.items()
     ]
     results: dict[tuple[str, str, float], np.ndarray | str] = {}
     for marker in (1.0, MARKER):
-        with ExitStack() as rules:
-            for framework in {framework for _, framework, _, _, _ in tasks}:
-                framework.forget_compiled()
-                derivative = multiplied(framework.operator.derivative, marker)
-                rules.enter_context(mock.patch.object(framework.operator, "derivative", derivative))
-            for column, framework, mode, _, g in track(tasks, f"rule × {marker:g}", disable=not sys.stderr.isatty()):
+        framework.forget_compiled()
+        derivative = multiplied(framework.operator.derivative, marker)
+        bar = track(tasks, f"{name}, rule × {marker:g}", disable=not sys.stderr.isatty())
+        with mock.patch.object(framework.operator, "derivative", derivative):
+            for column, mode, _, g in bar:
                 results[column, mode, marker] = run(g, framework)
     cells: dict[str, dict[str, Any]] = {}
-    for column, _, mode, expected, _ in tasks:
+    for column, mode, expected, _ in tasks:
         cells.setdefault(column, {})[mode] = outcome(expected, results[column, mode, 1], results[column, mode, MARKER])
-    return {
-        "versions": {name: importlib.import_module(name).__version__.partition("+")[0] for name in frameworks},
-        "cells": cells,
-    }
+    return {"versions": {name: importlib.import_module(name).__version__.partition("+")[0]}, "cells": cells}
+
+
+def quiet() -> None:
+    """Leave out what the frameworks warn of, since a mode's outcome says it."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+
+
+def tables(frameworks: tuple[str, ...]) -> dict[str, Any]:
+    """The tables of several, side by side, each made in a process that loads one: two compilers in one have crashed."""
+    made: dict[str, Any] = {"versions": {}, "cells": {}}
+    for name in frameworks:
+        with ProcessPoolExecutor(1, get_context("spawn"), quiet) as process:
+            alone = process.submit(table, name).result()
+        made = {part: made[part] | alone[part] for part in made}
+    return made
 
 
 def say(cell: dict[str, str]) -> str:
@@ -313,11 +322,12 @@ def main(frameworks: tuple[str, ...], newer: bool, folder: Path, readme_path: Pa
     """Run every mode of every operator, and write the table."""
     # Two devices on one CPU, for sharding; JAX reads this when it first looks for devices.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
-    # PyTorch's cache of compiled programs knows a Function by its name, and would give the rule as it is multiplied.
+    # PyTorch's cache of compiled programs knows a Function by its name, and would give the rule as it is multiplied;
+    # what is compiled lies in a folder of its own, in which nothing else that runs writes.
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-    made = table(frameworks)
+    with TemporaryDirectory() as compiled:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+        made = tables(frameworks)
     suffix = "".join(f"_{name}" for name in frameworks) if newer else ""
     (folder / f"modes{suffix}.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     if newer:
@@ -333,9 +343,7 @@ def main(frameworks: tuple[str, ...], newer: bool, folder: Path, readme_path: Pa
     ]
     for cell in wrong:
         click.echo(f"wrong: {cell}", err=True)
-    # Not by way of the interpreter's end, where the two frameworks' compilers, loaded together, have crashed.
-    sys.stderr.flush()
-    os._exit(1 if wrong else 0)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":
