@@ -18,11 +18,11 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
+from unittest import mock
 
 import atlas_page
 import click
 import jax
-import torch
 from atlas_differences import KINDS, Atlas, Entry, entry, load_explanations, unused
 from atlas_findings import Examined, examine, run
 from atlas_pairs import load_pairs
@@ -36,25 +36,35 @@ from p3.commands.check import check_progress
 
 HERE = Path(__file__).parent
 Model = TypeVar("Model", bound=BaseModel)
+# So that what is found is the same on any x86-64 machine of today: by these the frameworks choose their vector
+# instructions, and one thread adds up in one order.
+ENVIRONMENT = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    "JAX_PLATFORMS": "cpu",
+    "OMP_NUM_THREADS": "1",
+}
 VERSIONS = {name: version(name) for name in ("torch", "jax", "optax", "numpy", "scipy", "mpmath")}
 
 
 def fingerprint(text: str) -> str:
-    """What a result depends on: the text that it is of, the versions, and the code that makes it."""
+    """What a result depends on: the text that it is of, the versions, the environment, and the code that makes it."""
     sources = [HERE / f"atlas_{name}.py" for name in ("pairs", "findings", "snippets")]
     sources += Path(str(p3.parity.__file__)).parent.glob("*.py")
     sources += [Path(str(package.__file__)).with_name("adapter.py") for package in (torchp3, jaxp3)]
-    found = hashlib.sha256(json.dumps([text, VERSIONS]).encode())
+    found = hashlib.sha256(json.dumps([text, VERSIONS, ENVIRONMENT]).encode())
     for path in sorted(sources):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
 def quietly() -> None:
-    """In each process: one thread, so that sums are the same everywhere, no warnings, and Ctrl-C is the first one's."""
+    """In each process: no warnings, and Ctrl-C is the first one's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
 
 
 def examine_into(name: str, path: Path) -> None:
@@ -92,7 +102,7 @@ def do_all(title: str, do: Callable[[str, Path], None], tasks: Iterable[tuple[st
     left = [(text, path) for text, path in tasks if not path.exists()]
     pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), quietly)
     try:
-        with check_progress() as progress:
+        with mock.patch.dict(os.environ, ENVIRONMENT), check_progress() as progress:
             futures = [pool.submit(do, text, path) for text, path in left]
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
@@ -120,16 +130,19 @@ def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[str]]:
     for difference in shown:
         difference.output = outputs[difference.snippet].read_text(encoding="utf-8")
     last = max(path.stat().st_mtime for path in paths.values())
-    atlas = Atlas(versions=VERSIONS, machine=machine(), date=date.fromtimestamp(last).isoformat(), entries=entries)
+    atlas = Atlas(
+        versions=VERSIONS,
+        machine=machine(),
+        environment=ENVIRONMENT,
+        date=date.fromtimestamp(last).isoformat(),
+        entries=entries,
+    )
     return atlas, [pattern for pattern in unused(examined, explanations) if pattern.partition(":")[0] in pairs]
 
 
 @click.group()
 def atlas() -> None:
     """Where PyTorch and JAX differ, function by function."""
-    # In each process, and before JAX looks for devices.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False, writable=True)

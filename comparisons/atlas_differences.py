@@ -83,12 +83,13 @@ class Entry(BaseModel):
 
 
 class Atlas(BaseModel):
-    """All pairs; `versions`, `machine` and `date` say with what it was made."""
+    """All pairs; `versions`, `machine`, `environment` and `date` say with what it was made."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     versions: dict[str, str]
     machine: str
+    environment: dict[str, str]
     date: str
     entries: dict[str, Entry]
 
