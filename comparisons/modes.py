@@ -21,6 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -198,10 +199,19 @@ def tables(frameworks: tuple[str, ...]) -> dict[str, Any]:
     """The tables of several, side by side, each made in a process that loads one: two compilers in one have crashed."""
     made: dict[str, Any] = {"versions": {}, "cells": {}}
     for name in frameworks:
-        with ProcessPoolExecutor(1, get_context("spawn"), quiet) as process:
-            alone = process.submit(table, name).result()
+        try:
+            alone = in_a_process(name)
+        except BrokenProcessPool:  # PyTorch has crashed once in some thirty runs, beside others that compile
+            click.echo(f"the process that ran {name}'s modes crashed; once more", err=True)
+            alone = in_a_process(name)
         made = {part: made[part] | alone[part] for part in made}
     return made
+
+
+def in_a_process(name: str) -> dict[str, Any]:
+    """The table of one framework, made in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn"), quiet) as process:
+        return process.submit(table, name).result()
 
 
 def say(cell: dict[str, str]) -> str:

@@ -69,7 +69,7 @@ def test_the_committed_table_is_what_running_gives(tmp_path):
         text=True,
         env=os.environ | {"PYTHONFAULTHANDLER": "1"},  # so that a crash says where
     )
-    assert (tmp_path / "modes.json").exists(), finished
+    assert (tmp_path / "modes.json").exists(), finished.stderr
     made = json.loads((tmp_path / "modes.json").read_text())
     advice = (
         f"committed with {COMMITTED['versions']}, and this is {made['versions']}; "
