@@ -201,7 +201,7 @@ def tables(frameworks: tuple[str, ...]) -> dict[str, Any]:
     for name in frameworks:
         try:
             alone = in_a_process(name)
-        except BrokenProcessPool:  # PyTorch has crashed once in some thirty runs, beside others that compile
+        except BrokenProcessPool:  # as one did in a full run of the tests, and none in thirty runs by themselves
             click.echo(f"the process that ran {name}'s modes crashed; once more", err=True)
             alone = in_a_process(name)
         made = {part: made[part] | alone[part] for part in made}
