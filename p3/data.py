@@ -2,13 +2,12 @@
 
 import csv
 import hashlib
-import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -125,13 +124,14 @@ def read_points(data: FileData, rows: range) -> FilePoints:
     Raises
     ------
     InputError
-        There is no such file or column; a row has no two finite numbers; or there are not two rows.
+        There is no such file or column; the file is damaged, or has more or fewer rows than its header says; a row has
+        no two finite numbers; or there are not two rows.
     """
     path = Path(data.file)
     try:
         return _read(path, data.x, data.y, rows, path.stat().st_mtime_ns)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
 
 
 def digest_of_points(spec: TrainingSpec) -> str:
@@ -183,7 +183,7 @@ def _read_csv(path: Path, names: tuple[str, str], rows: range) -> tuple[_Column,
     count = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)  # a quote that is never closed would swallow the rows after it
             header = list(reader.fieldnames or ())
             _require(path, names, header)
             for name in names:
@@ -218,20 +218,39 @@ def _read_npz(path: Path, names: tuple[str, str], rows: range) -> tuple[_Column,
             _require(path, names, [member.removesuffix(".npy") for member in archive.namelist()])
             columns = []
             for name in names:
-                with archive.open(f"{name}.npy") as file:  # `numpy.load` would read it whole
-                    shape, _, dtype = HEADERS[npy_format.read_magic(file)](file)
-                    _require_column(path, name, shape, dtype)
-                    first, stop = (min(end, shape[0]) for end in (rows.start, rows.stop))
-                    file.seek(first * dtype.itemsize, os.SEEK_CUR)
-                    values = np.frombuffer(file.read((stop - first) * dtype.itemsize), dtype)
-                columns.append(_Column(shape[0], np.array(values, np.float64)))
+                with archive.open(f"{name}.npy") as file:  # `numpy.load` would hold it whole
+                    columns.append(_read_npy(path, name, file, rows))
             return tuple(columns)
-    except OSError:
-        raise
-    except InputError:
+    except (OSError, InputError, MemoryError):
         raise
     except Exception as error:  # zipfile's and NumPy's own kinds
-        raise InputError(f"{path}: cannot be read as an .npz file: {error}") from error
+        raise InputError(f"{path}: cannot be read as an .npz file: {_first_line(error)}") from error
+
+
+def _read_npy(path: Path, name: str, file: IO[bytes], rows: range) -> _Column:
+    """Some rows of a column. It is read to its end: only there zipfile checks its CRC, and its header may be wrong."""
+    version = npy_format.read_magic(file)
+    if version not in HEADERS:  # NumPy writes others for structured types alone
+        raise InputError(f"{path}: {name} is of .npy format {version}; it must be a column of numbers")
+    shape, _, dtype = HEADERS[version](file)
+    _require_column(path, name, shape, dtype)
+    length, size = shape[0], dtype.itemsize
+    first, stop = (min(end, max(length, 0)) for end in (rows.start, rows.stop))
+    before = sum(map(len, _blocks(file, first * size)))
+    own = b"".join(_blocks(file, (stop - first) * size))
+    after = sum(map(len, _blocks(file, (length - stop) * size + 1)))  # one more, which must not be there
+    there = before + len(own) + after
+    if there > length * size:
+        raise InputError(f"{path}: holds more rows of {name} than the {length} of its header; write the file again")
+    _require_rows(path, name, there // size, length)
+    return _Column(length, np.array(np.frombuffer(own, dtype), np.float64))
+
+
+def _blocks(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """The next `size` bytes, piece by piece, as far as the file goes."""
+    while size > 0 and (block := file.read(min(size, 2**20))):
+        yield block
+        size -= len(block)
 
 
 def _read_parquet(path: Path, names: tuple[str, str], rows: range) -> tuple[_Column, ...]:
@@ -240,7 +259,7 @@ def _read_parquet(path: Path, names: tuple[str, str], rows: range) -> tuple[_Col
     except ModuleNotFoundError:
         raise InputError(f'{path}: needs pyarrow; install it with: pip install "pyarrow>=17"') from None
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, page_checksum_verification=True)  # where there are checksums
         _require(path, names, file.schema_arrow.names)
         parts: tuple[list[np.ndarray], ...] = ([np.empty(0)], [np.empty(0)])
         first = 0
@@ -251,16 +270,29 @@ def _read_parquet(path: Path, names: tuple[str, str], rows: range) -> tuple[_Col
                 for name, part in zip(names, parts, strict=True):
                     values = table[name].to_numpy()
                     _require_column(path, name, values.shape, values.dtype)
+                    _require_rows(path, f"{name} in row group {group}", len(values), count)
                     part.append(values[max(rows.start - first, 0) : rows.stop - first].astype(np.float64))
             first += count
     except ArrowException as error:
-        raise InputError(f"{path}: is not a Parquet file: {error}") from error
-    return tuple(_Column(file.metadata.num_rows, np.concatenate(part)) for part in parts)
+        raise InputError(f"{path}: is not a Parquet file: {_first_line(error)}") from error
+    for name in names:
+        _require_rows(path, name, first, file.metadata.num_rows)
+    return tuple(_Column(first, np.concatenate(part)) for part in parts)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, which pyarrow and NumPy say in several lines; its kind where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _require_column(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if len(shape) != 1 or dtype.kind not in "fiu":
         raise InputError(f"{path}: {name} is {dtype} of shape {shape}; it must be a column of numbers")
+
+
+def _require_rows(path: Path, what: str, there: int, said: int) -> None:
+    if there != said:
+        raise InputError(f"{path}: holds {there} rows of {what}, and its header says {said}; write the file again")
 
 
 def _require(path: Path, names: tuple[str, str], there: list[str]) -> None:

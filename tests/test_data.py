@@ -1,13 +1,17 @@
 """The points: made in float64, and rounded once."""
 
+import io
 import os
+import struct
 import tracemalloc
+import zipfile
 
 import mpmath
 import numpy as np
 import pyarrow
 import pytest
 from conftest import PROBLEMS
+from numpy.lib import format as npy_format
 from pyarrow import parquet
 from pydantic import ValidationError
 
@@ -171,6 +175,7 @@ REFUSED = {
     "decimal commas": ("x,y\n0,5,1,5\n", "row 1 has more than the 2 fields of the header"),
     "one point": ("x,y\n1,2\n", "has 1 row of points; a fit needs 2 at least"),
     "no point": ("x,y\n", "has 0 rows of points; a fit needs 2 at least"),
+    "an open quote": ('x,y,note\n1,2,\n3,4,"cut\n5,6,\n', "is not CSV: unexpected end of data"),
 }
 
 
@@ -215,6 +220,143 @@ def test_other_bad_files(tmp_path):
         with pytest.raises(InputError, match=says) as caught:
             make_points(file_spec(directory / name))
         assert "\n" not in str(caught.value)
+
+
+# --- a file whose header says something else than the file holds
+
+PARTS = [None, range(3, 9), range(0)]
+
+
+def npy(numbers, shape=None, **changes):
+    """The bytes of an .npy member with any header."""
+    header = {"descr": numbers.dtype.str, "fortran_order": False, "shape": shape or numbers.shape, **changes}
+    file = io.BytesIO()
+    npy_format.write_array_header_1_0(file, header)
+    return file.getvalue() + numbers.tobytes()
+
+
+def write_npz(path, compression=zipfile.ZIP_STORED, **members):
+    """An archive of these bytes, each with the right CRC."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize("rows", PARTS, ids=str)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((1000,), "holds 40 rows of y, and its header says 1000; write the file again"),
+        ((10**30,), f"holds 40 rows of y, and its header says {10**30}; write"),
+        ((10,), "holds more rows of y than the 10 of its header; write the file again"),
+        ((-5,), "holds more rows of y than the -5 of its header; write the file again"),
+        ((10**30, 2), rf"y is float64 of shape \({10**30}, 2\); it must be a column of numbers"),
+        ((), r"y is float64 of shape \(\); it must be a column of numbers"),
+    ],
+    ids=str,
+)
+def test_a_members_header_says_another_shape(shape, says, compression, rows, tmp_path):
+    y = np.exp(FROM)
+    header = npy(y, shape) if shape else npy(y).replace(b"(40,)", b"()   ")
+    path = write_npz(tmp_path / "points.npz", compression, x=npy(np.resize(FROM, 40)), y=header)
+    with pytest.raises(InputError, match=says) as caught:
+        make_points(file_spec(path), rows)
+    assert "\n" not in str(caught.value)
+    if compression == zipfile.ZIP_STORED and rows is None:
+        with pytest.raises(InputError, match=says):
+            count_points(file_spec(path))
+
+
+@pytest.mark.parametrize("rows", PARTS, ids=str)
+@pytest.mark.parametrize("cut", [1, 8, 100])
+def test_a_member_that_ends_too_early(cut, rows, tmp_path):
+    path = write_npz(tmp_path / "points.npz", x=npy(FROM), y=npy(np.exp(FROM))[:-cut])
+    with pytest.raises(InputError, match=f"holds {40 - -(-cut // 8)} rows of y, and its header says 40"):
+        make_points(file_spec(path), rows)
+
+
+@pytest.mark.parametrize("rows", PARTS, ids=str)
+@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "deflated"])
+def test_a_flipped_bit_of_a_member(compressed, rows, tmp_path):
+    path, x = tmp_path / "points.npz", np.sqrt(np.arange(10**4))  # more than zipfile reads at once
+    (np.savez_compressed if compressed else np.savez)(path, x=x, y=x)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") - 40] ^= 1  # in the last numbers of y
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read as an \.npz file: ") as caught:
+        make_points(file_spec(path), rows)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [range(40), range(3, 9)], ids=str)
+@pytest.mark.parametrize("descr", [">f8", "<f8", ">f4", ">i8", "<u2", "<f2"])
+def test_numbers_of_every_type_and_order(descr, rows, tmp_path):
+    x, y = (np.arange(0, 40 * step, step).astype(descr) for step in (1, 2))
+    path = write_npz(tmp_path / "points.npz", x=npy(x, fortran_order=True), y=npy(y))
+    part = make_points(file_spec(path, dtype="float64"), rows)
+    assert part.x.tolist() == list(rows)
+    assert part.y.tolist() == [2 * row for row in rows]
+
+
+def test_a_member_of_no_numbers(tmp_path):
+    objects = np.array([None, 1.0], object)
+    for member, says in [
+        (npy(np.zeros(2, [("a", "<f8")]), descr=[("a", "<f8")]), r"x is \[\('a', '<f8'\)\] of shape \(2,\)"),
+        (npy(np.zeros(2), descr="|O"), r"x is object of shape \(2,\)"),
+        (npy(np.zeros(2), descr="<c16"), r"x is complex128 of shape \(2,\)"),
+        (b"\x93NUMPY\x03\x00" + npy(objects.astype(float))[8:], r"x is of \.npy format \(3, 0\); it must be a column"),
+        (b"\x93NUMPY\x01\x00\xff\xff{", "cannot be read as an .npz file: EOF: reading array header"),
+        (b"", "cannot be read as an .npz file: EOF: reading magic string"),
+    ]:
+        path = write_npz(tmp_path / f"{abs(hash(says))}.npz", x=member, y=npy(np.zeros(2)))
+        with pytest.raises(InputError, match=says) as caught:
+            make_points(file_spec(path))
+        assert "\n" not in str(caught.value)
+
+
+def parquet_that_says(path, rows, of):
+    """A Parquet file of 20 rows in one group, whose footer or whose row group says that there are others."""
+    table = pyarrow.table({"x": np.arange(20.0), "y": np.arange(20.0)})
+    parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    content = bytearray(path.read_bytes())
+    footer = len(content) - 8 - struct.unpack("<I", content[-8:-4])[0]
+    places = [place for place in range(footer, len(content) - 8) if content[place] == 2 * 20]  # as Thrift writes 20
+    content[{"footer": places[0], "row group": places[-1]}[of]] = 2 * rows
+    path.write_bytes(content)
+    metadata = parquet.read_metadata(path)
+    assert rows == (metadata.num_rows if of == "footer" else metadata.row_group(0).num_rows)
+    return path
+
+
+@pytest.mark.parametrize(("rows", "of"), [(10, "footer"), (40, "footer"), (10, "row group"), (40, "row group")])
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_a_parquet_files_footer_says_another_count(rows, of, part, tmp_path):
+    path = parquet_that_says(tmp_path / "points.parquet", rows, of)
+    with pytest.raises(InputError, match=r"holds \d\d rows of x( in row group 0)?, and its header says \d\d; write"):
+        make_points(file_spec(path), part)
+
+
+def test_a_flipped_bit_of_a_parquet_file_that_has_checksums(tmp_path):
+    path = tmp_path / "points.parquet"
+    table = pyarrow.table({"x": FROM, "y": np.exp(FROM)})
+    parquet.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[content.index(np.exp(FROM).tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="CRC checksum verification failed") as caught:
+        make_points(file_spec(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_pyarrow_says_in_several_lines_is_one(tmp_path):
+    path = tmp_path / "points.parquet"
+    parquet.write_table(pyarrow.table({"x": FROM, "y": FROM}), path)
+    path.write_bytes(path.read_bytes()[:4] + b"\xff" * 8 + path.read_bytes()[12:])  # the first page's header
+    with pytest.raises(InputError, match=r"points\.parquet: cannot be read: Couldn't deserialize thrift") as caught:
+        make_points(file_spec(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_has_no_function():
