@@ -266,6 +266,8 @@ def fit(
         require_same(gather(spec, together(spec, lambda: outset(spec, checkpoint, saved))))
         here = devices_here(spec)
         shard = together(spec, lambda: place(spec))
+        written = checkpoint if 0 in here else None  # by one process
+        together(spec, lambda: written.begin(spec) if written is not None else None)
         start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)
         if saved is not None:
@@ -273,7 +275,6 @@ def fit(
             carry = place_coefficients(spec, saved.coefficients), state
         carry = replicate(spec, carry)
         piece, compiled, compile_seconds = make_piece(spec, carry, shard)
-        written = checkpoint if 0 in here else None  # by one process
         trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, written, saved)
     return FitResult(
         backend="jax",

@@ -1,6 +1,7 @@
 """Checkpoints: a training run, piece by piece, in files that either framework can go on from."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from p3.section import describe, first_difference
 from p3.spec import TrainingSpec
 
 FORMAT = "p3 training piece, 2"
+RUN_FORMAT = "p3 training run, 1"
 ANYWHERE = ("device", "devices", "jit")  # fields of the specification that may change where a run goes on
 
 
@@ -40,17 +42,21 @@ class Checkpoint:
     specification, and a digest of it all. It is written beside its place and moved there whole, so that a run killed at
     any moment leaves every piece that was done, and no other.
 
+    Before its first piece, a run saves its specification in a file of its own, specification.json, so that a run that
+    is killed with no piece done resumes as what it was. Runs of earlier versions have no such file.
+
     Raises
     ------
     InputError
-        The directory cannot be used; or it holds a run already, and `resume` is not asked for; or that run is of
-        another specification, or a file of it is not whole.
+        The directory cannot be used; or it holds a run already, and `resume` is not asked for; or it holds no run, and
+        `resume` is asked for; or that run is of another specification, or a file of it is not whole.
     """
 
     def __init__(self, directory: str | PathLike[str], resume: bool = False) -> None:
         """The directory is made if need be."""
         self.directory = Path(directory)
-        if resume and not self.directory.exists():
+        self.beginning = self.directory / "specification.json"
+        if resume and not (self.beginning.is_file() or self.paths()):
             raise InputError(
                 f"{directory}: there is no run to resume; give the directory of one, or leave out --resume"
             )
@@ -62,6 +68,10 @@ class Checkpoint:
             raise InputError(
                 f"{directory}: holds a run of {int(self.paths()[-1].stem)} steps; resume it, or give another directory"
             )
+        if self.beginning.exists() and not resume:
+            raise InputError(
+                f"{directory}: holds a run that has begun and has saved no step; resume it, or give another directory"
+            )
 
     def paths(self) -> list[Path]:
         """The files of the pieces, in order."""
@@ -69,8 +79,21 @@ class Checkpoint:
 
     def specification(self) -> TrainingSpec | None:
         """The specification of the run that is there, if there is one."""
+        if self.beginning.is_file():
+            return _read_beginning(self.beginning)[0]
         paths = self.paths()
         return _read(paths[-1])[0] if paths else None
+
+    def begin(self, spec: TrainingSpec) -> None:
+        """Save the specification of a run that begins here; a run that goes on has saved it. Raises `InputError`."""
+        if self.beginning.is_file() or self.paths():
+            return
+        about = {"format": RUN_FORMAT, "specification": spec.model_dump(mode="json"), "points": digest_of_points(spec)}
+        content = json.dumps(about | {"digest": _digest_of_beginning(about)}, indent=2) + "\n"
+        try:
+            self._put(self.beginning, content.encode())
+        except OSError as error:
+            raise InputError(f"{self.directory}: cannot be used for checkpoints: {error.strerror}") from error
 
     def write(
         self,
@@ -93,23 +116,24 @@ class Checkpoint:
         }
         content = save(arrays, about | {"digest": _digest(arrays, about)})
         end = first + len(record["losses"])
+        self._put(self.directory / f"{end:012}.safetensors", content)
+
+    def _put(self, path: Path, content: bytes) -> None:
+        """Write a file beside its place and move it there whole. Raises `OSError`."""
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix=".", suffix=".part", delete=False) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, self.directory / f"{end:012}.safetensors")
+        os.replace(file.name, path)
 
     def read(self, spec: TrainingSpec) -> Saved | None:
-        """The run that is there, which must be of this specification; None if there is none."""
+        """The pieces that are there, of a run that must be of this specification; None if there are none."""
+        if self.beginning.is_file():
+            _require_same(self.beginning, *_read_beginning(self.beginning), spec)
         done, pieces = 0, []
         for path in self.paths():
             of_file, first, points, arrays = _read(path)
-            difference = first_difference(of_file, spec, ignoring=ANYWHERE)
-            if difference is not None:
-                field, there, here = difference
-                raise InputError(f"{path}: is of another run: {field} is {there} there and {here} here")
-            if points != digest_of_points(spec):
-                raise InputError(f"{path}: is of other points than {getattr(spec.data, 'file', 'there are')} has now")
+            _require_same(path, of_file, points, spec)
             if first != done:
                 raise InputError(f"{path}: begins with step {first}, and the piece before it is not there")
             done = first + len(arrays["record.losses"])
@@ -129,6 +153,16 @@ class Checkpoint:
                 if name.startswith("record.")
             },
         )
+
+
+def _require_same(path: Path, of_file: TrainingSpec, points: str, spec: TrainingSpec) -> None:
+    """Raise `InputError` if a file is of another specification than `spec`, or of other points than its file has."""
+    difference = first_difference(of_file, spec, ignoring=ANYWHERE)
+    if difference is not None:
+        field, there, here = difference
+        raise InputError(f"{path}: is of another run: {field} is {there} there and {here} here")
+    if points != digest_of_points(spec):
+        raise InputError(f"{path}: is of other points than {getattr(spec.data, 'file', 'there are')} has now")
 
 
 def _by_name(values: np.ndarray) -> dict[str, float]:
@@ -173,3 +207,31 @@ def _read(path: Path) -> tuple[TrainingSpec, int, str, dict[str, np.ndarray]]:
     except ValidationError as error:
         raise InputError(f"{path}: is of another version: {describe(error, TrainingSpec)}") from error
     return spec, int(about["first"]), about["points"], arrays
+
+
+def _digest_of_beginning(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _read_beginning(path: Path) -> tuple[TrainingSpec, str]:
+    """The specification of a run that has begun, and the points' digest. Raises `InputError`."""
+    otherwise = "remove it to resume from the pieces that are saved, or give another directory"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not a whole specification of a run: {error}; {otherwise}") from error
+    tag = about.get("format") if isinstance(about, dict) else None
+    if not str(tag).startswith(RUN_FORMAT.partition(",")[0]):
+        raise InputError(f"{path}: is not the specification of a run; give a directory of its own to --checkpoint")
+    if tag != RUN_FORMAT:
+        raise InputError(f"{path}: is of another version of p3; resume it with that one, or give another directory")
+    digest = about.pop("digest", "")
+    if digest != _digest_of_beginning(about):
+        raise InputError(f"{path}: was changed after it was written; {otherwise}")
+    try:
+        spec = TrainingSpec.model_validate_json(json.dumps(about.get("specification")))
+    except ValidationError as error:
+        raise InputError(f"{path}: is of another version: {describe(error, TrainingSpec)}; {otherwise}") from error
+    return spec, str(about.get("points"))

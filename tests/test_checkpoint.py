@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from errno import ENOSPC
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -17,17 +19,25 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from test_optimizers import RULES
 
-from p3 import InputError
+from p3 import FitResult, InputError
 from p3.backends import BACKENDS, load
 from p3.checkpoint import Checkpoint
 
 # Rounded in one framework for some steps and in the other for the rest.
 CROSSED = 1e-12
 OTHER = {"torch": "jax", "jax": "torch"}
+BEGINNING = "specification.json"
 
 
 def asymmetric(**changes):
     return PROBLEMS["asymmetric"].replace({"dtype": "float64", "steps": 80, "log_every": 30, "jit": False, **changes})
+
+
+def command(backend, *flags):
+    """The command with these flags, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", BACKENDS[backend].package, *map(str, flags)], capture_output=True, text=True
+    )
 
 
 def resume(backend, directory, spec, pieces=None):
@@ -82,6 +92,7 @@ def test_a_run_crosses_over_at_every_piece(whole, pieces, tmp_path):
 def test_there_and_back_compiled(first, tmp_path):
     spec = asymmetric(optimizer=RULES["nesterov, weight decay"], steps=150, jit=True)
     backend = first
+    Checkpoint(tmp_path).begin(spec)
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             resume(backend, tmp_path, spec, pieces=1)
@@ -101,6 +112,7 @@ def test_a_run_that_is_done_is_only_read(tmp_path):
 
 def test_float32_goes_on_to_the_bit(backend, tmp_path):
     spec = asymmetric(dtype="float32", optimizer=RULES["adam"])
+    Checkpoint(tmp_path).begin(spec)
     with pytest.raises(KeyboardInterrupt):
         resume(backend, tmp_path, spec, pieces=1)
     assert resume(backend, tmp_path, spec).coefficients == load(backend).fit(spec).coefficients
@@ -151,25 +163,227 @@ def test_what_decides_the_pieces_is_part_of_the_problem(saved, changes):
     assert f"is of another run: {next(iter(changes))} is " in refusal(directory, spec.replace(changes))
 
 
-def test_a_piece_comes_to_its_place_whole_or_not_at_all(tmp_path, monkeypatch):
-    # Killed between the last byte and the move: what was done before is there, and nothing that is half written.
-    def killed(*args):
-        raise KeyboardInterrupt
+FILES = [BEGINNING, "000000000030.safetensors"]  # in the order in which a run writes them
 
-    synced = []
+
+@pytest.mark.parametrize("whole", [0, 1], ids=["specification", "piece"])
+def test_a_file_comes_to_its_place_whole_or_not_at_all(whole, tmp_path, monkeypatch):
+    # Killed between the last byte and the move: what was done before is there, and nothing that is half written.
+    replace, synced = os.replace, []
+
+    def killed(*args):
+        if len(synced) > whole:
+            raise KeyboardInterrupt
+        replace(*args)
+
     monkeypatch.setattr(os, "replace", killed)
     monkeypatch.setattr(os, "fsync", synced.append)
     with pytest.raises(KeyboardInterrupt):
         load("torch").fit(asymmetric(), checkpoint=tmp_path)
-    assert Checkpoint(tmp_path, resume=True).paths() == []
-    assert len(synced) == 1
-    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+    assert len(synced) == whole + 1
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".part"] == FILES[:whole]
 
 
 def test_there_is_no_run_to_resume(tmp_path):
     with pytest.raises(InputError, match="there is no run to resume; give the directory of one, or leave out --resume"):
         Checkpoint(tmp_path / "typo", resume=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", [None, "notes.txt", ".abc.part", "weights.safetensors"])
+def test_a_directory_without_a_run_is_not_resumed(backend, file, tmp_path):
+    if file is not None:
+        (tmp_path / file).touch()
+    says = "there is no run to resume; give the directory of one, or leave out --resume"
+    with pytest.raises(InputError, match=says):
+        Checkpoint(tmp_path, resume=True)
+    for more in ([], ["--steps", "3"]):  # whatever else is given
+        finished = command(backend, "--checkpoint", tmp_path, "--resume", *more)
+        assert (finished.returncode, finished.stdout) == (2, "")
+        assert finished.stderr == f"{BACKENDS[backend].package}: {tmp_path}: {says}\n"
+
+
+# --- a run of which no piece is saved yet
+
+
+def begun(spec, directory, backend="torch"):
+    """A run that is interrupted in its first piece."""
+
+    class Interrupted(Checkpoint):
+        def write(self, *_):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(backend).fit(spec, checkpoint=Interrupted(directory))
+    assert [path.name for path in directory.iterdir()] == [BEGINNING]
+
+
+def test_a_run_without_a_piece_resumes_as_what_it_was(backend, tmp_path):
+    # Tuples, null and floats that are written with an exponent go through JSON and back.
+    spec = asymmetric(
+        start={"a": 3.0}, schedule={"name": "multi_step", "milestones": (10, 20)}, optimizer={"learning_rate": 5e-7}
+    )
+    begun(spec, tmp_path, OTHER[backend])
+    assert Checkpoint(tmp_path, resume=True).specification() == spec
+    finished = command(backend, "--checkpoint", tmp_path, "--resume", "--output", tmp_path / "result.json")
+    assert finished.returncode == 0, finished.stderr
+    result = FitResult.load(tmp_path / "result.json")
+    assert result.spec == spec
+    assert result.coefficients == load(backend).fit(spec).coefficients
+
+
+def test_a_run_that_is_killed_before_its_first_piece_leaves_its_specification(tmp_path):
+    flags = ["--steps", "3000000", "--log-every", "3000000", "--start.a", "3", "--no-jit", "--checkpoint", tmp_path]
+    with subprocess.Popen([sys.executable, "-m", "jaxp3", *flags]) as process:
+        until = time.monotonic() + 120
+        while not (tmp_path / BEGINNING).exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+    spec = Checkpoint(tmp_path, resume=True).specification()
+    assert (spec.steps, spec.start.a, spec.jit) == (3000000, 3.0, False)
+
+
+def test_a_run_that_has_begun_is_not_written_over(backend, tmp_path):
+    begun(asymmetric(), tmp_path)
+    says = "holds a run that has begun and has saved no step; resume it, or give another directory"
+    with pytest.raises(InputError, match=says):
+        load(backend).fit(asymmetric(), checkpoint=tmp_path)
+    finished = command(backend, "--checkpoint", tmp_path)
+    assert (finished.returncode, finished.stderr) == (2, f"{BACKENDS[backend].package}: {tmp_path}: {says}\n")
+
+
+def test_a_run_that_has_begun_goes_on_with_its_own_specification_and_points(tmp_path):
+    points = tmp_path / "points.csv"
+    points.write_text("x,y\n0,1\n1,2\n2,4\n", encoding="utf-8")
+    spec = asymmetric(data={"file": str(points)})
+    begun(spec, tmp_path / "run")
+    path = f"{tmp_path / 'run' / BEGINNING}: "
+    assert refusal(tmp_path / "run", spec.replace({"steps": 81})) == (
+        f"{path}is of another run: steps is 80 there and 81 here"
+    )
+    assert Checkpoint(tmp_path / "run", resume=True).read(spec.replace({"jit": True, "devices": 4})) is None
+    points.write_text("x,y\n0,1\n1,2\n2,5\n", encoding="utf-8")
+    os.utime(points, ns=(1, 1))
+    assert refusal(tmp_path / "run", spec) == f"{path}is of other points than {points} has now"
+
+
+def test_a_run_that_cannot_begin_leaves_its_directory_free(backend, tmp_path):
+    for changes, says in [
+        ({"data": {"file": str(tmp_path / "missing.csv")}}, "missing.csv: cannot be read"),
+        ({"data": {"target": "exp", "high": 1e3}}, "is not finite"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            load(backend).fit(asymmetric(**changes), checkpoint=tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_full_disk_is_found_out_when_a_run_begins(backend, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="cannot be used for checkpoints: No space left on device"):
+        load(backend).fit(asymmetric(), checkpoint=tmp_path)
+
+
+def test_a_specification_is_written_once_and_not_beside_pieces_of_earlier_versions(saved):
+    spec, directory = saved
+    before = (directory / BEGINNING).stat().st_mtime_ns
+    resume("torch", directory, spec)
+    assert (directory / BEGINNING).stat().st_mtime_ns == before
+    (directory / BEGINNING).unlink()
+    (directory / FILES[1]).with_stem("000000000080").unlink()
+    assert resume("torch", directory, spec).losses.shape == (80,)
+    assert Checkpoint(directory, resume=True).specification() == spec
+    assert not (directory / BEGINNING).exists()
+
+
+OTHERWISE = "; remove it to resume from the pieces that are saved, or give another directory"
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "with pieces"])
+def beginning(request, tmp_path):
+    """The specification's file of a run, with pieces and without."""
+    if request.param:
+        load("torch").fit(asymmetric(), checkpoint=tmp_path)
+    else:
+        Checkpoint(tmp_path).begin(asymmetric())
+    return tmp_path / BEGINNING
+
+
+def refusals(path, by_command=False):
+    """What is said of a specification's file, whoever asks."""
+    said = refusal(path.parent, asymmetric())
+    with pytest.raises(InputError) as caught:
+        Checkpoint(path.parent, resume=True).specification()
+    assert str(caught.value) == said
+    if by_command:
+        finished = command("torch", "--checkpoint", path.parent, "--resume")
+        assert (finished.returncode, finished.stderr) == (2, f"torchp3: {said}\n")
+    return said.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -3])
+def test_a_truncated_specification(beginning, keep):
+    beginning.write_bytes(beginning.read_bytes()[:keep])
+    said = refusals(beginning, by_command=keep == 5)
+    assert said.startswith("is not a whole specification of a run: ")
+    assert said.endswith(OTHERWISE)
+
+
+def test_an_altered_specification_of_a_run(beginning):
+    content = beginning.read_bytes()
+    for position in random.Random(0).sample(range(len(content) - 2), 60):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        beginning.write_bytes(changed)
+        if json.loads(content) != _parsed(changed):  # white space
+            assert refusals(beginning).endswith((OTHERWISE, "directory", "to --checkpoint"))
+    beginning.write_bytes(content.replace(b'"a": 0.', b'"a": 1.'))
+    assert refusals(beginning, by_command=True) == "was changed after it was written" + OTHERWISE
+
+
+def _parsed(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[]", "is not the specification of a run; give a directory of its own to --checkpoint"),
+        ("{}", "is not the specification of a run; give"),
+        ('{"format": 3}', "is not the specification of a run; give"),
+        ('{"format": "p3 training run, 0"}', "is of another version of p3; resume it with that one, or give another"),
+        ('{"format": "p3 training run, 1"}', "was changed after it was written; "),
+        ("[" * 10**5, "is not a whole specification of a run: maximum recursion"),
+        ("\xff", "is not a whole specification of a run: 'utf-8' codec can't decode"),
+        ("1" * 5000, "is not a whole specification of a run: Exceeds the limit"),
+    ],
+    ids=range(8),
+)
+def test_a_foreign_specification(content, says, tmp_path):
+    (tmp_path / BEGINNING).write_bytes(content.encode("latin-1"))
+    assert refusals(tmp_path / BEGINNING).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"specification": {"momentum": 1}}, "is of another version: momentum is not a field; allowed here: data"),
+        ({"specification": None}, "is of another version: "),
+        ({"points": 3}, "is of other points than there are has now"),
+    ],
+)
+def test_a_specification_of_other_fields_with_the_right_digest(changes, says, tmp_path):
+    Checkpoint(tmp_path).begin(asymmetric())
+    about = json.loads((tmp_path / BEGINNING).read_text()) | changes
+    about.pop("digest")
+    digest = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    (tmp_path / BEGINNING).write_text(json.dumps(about | {"digest": digest}))
+    assert says in refusal(tmp_path, asymmetric())
 
 
 def test_a_file_of_types_that_numpy_has_not(saved):
@@ -283,7 +497,7 @@ print(done)
 def test_kills_at_random_moments_lose_the_piece_in_progress_alone(tmp_path):
     spec = asymmetric(steps=10**5, log_every=20, optimizer=RULES["adam"])
     spec.to_toml(tmp_path / "spec.toml")
-    (tmp_path / "run").mkdir()
+    Checkpoint(tmp_path / "run").begin(spec)
     finished = subprocess.run(
         [sys.executable, "-c", RUNNER, tmp_path / "run", "50", tmp_path / "spec.toml"], capture_output=True, text=True
     )
@@ -313,9 +527,12 @@ def test_an_interrupt_ends_with_the_piece_and_says_how_to_go_on(backend, tmp_pat
     assert int(paths[-1].stem) == last + 1
 
 
-def test_the_command_goes_on_with_the_runs_own_specification(tmp_path):
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "of an earlier version"])
+def test_the_command_goes_on_with_the_runs_own_specification(earlier, tmp_path):
     load("torch").fit(asymmetric(), checkpoint=tmp_path)
     (tmp_path / "000000000080.safetensors").unlink()
+    if earlier:
+        (tmp_path / BEGINNING).unlink()
     begin = time.perf_counter()
     finished = subprocess.run(
         [sys.executable, "-m", "jaxp3", "--checkpoint", tmp_path, "--resume"], capture_output=True, text=True

@@ -95,7 +95,7 @@ def step(
 
 
 def arrange(
-    coefficients: Coefficients, steps: dict[str, Tensor], recorded: dict[str, Tensor]
+    coefficients: Coefficients, steps: Mapping[str, Tensor], recorded: dict[str, Tensor]
 ) -> dict[str, Float[Tensor, "steps *coefficients"]]:
     """
     The record of some steps, from the coefficients before the first and what each step recorded.
@@ -301,13 +301,14 @@ def fit(
         require_same(gather(spec, together(spec, lambda: outset(spec, checkpoint, saved))))
         here = devices_here(spec)
         shard = together(spec, lambda: place(spec))
+        written = checkpoint if 0 in here else None  # by one process
+        together(spec, lambda: written.begin(spec) if written is not None else None)
         start = place_coefficients(spec, spec.start.model_dump())
         carry = start, initial_state(spec.optimizer, start)
         if saved is not None:
             state = {name: place_coefficients(spec, values) for name, values in saved.state.items()}
             carry = place_coefficients(spec, saved.coefficients), state
         piece, compiled, compile_seconds = make_piece(spec, carry, shard)
-        written = checkpoint if 0 in here else None  # by one process
         trained = train(spec, piece, carry, learning_rates(spec), to_floats, progress, written, saved)
     return FitResult(
         backend="torch",
