@@ -1,5 +1,6 @@
 """PyTorch's compiled programs: found again by what they do, whatever became of the rest, and never taken for others."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -168,7 +169,8 @@ def test_the_next_process_does_not_load_the_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "programs"))
     SPEC.to_toml(tmp_path / "spec.toml")
     command = [sys.executable, "-c", FIT, tmp_path / "spec.toml"]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+    # Under a umask that takes nothing away: what the one process writes is what the next one uses.
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True, umask=0) for _ in range(2)]
     assert [run.stderr for run in runs] == ["", ""]
     (first, first_loads), (second, second_loads) = (run.stdout.strip().rsplit(" ", 1) for run in runs)
     assert (first_loads, second_loads) == ("True", "False")
@@ -207,6 +209,149 @@ def test_programs_are_in_the_users_cache_or_where_they_are_wanted(tmp_path, monk
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "c"))  # as PyTorch's compiler sets it when it loads
     assert program.path_of("name.pt2") == tmp_path / "b" / "torchp3" / "name.pt2"
     assert (tmp_path / "b" / "torchp3").is_dir()
+
+
+# --- whose programs are run
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A directory of programs, with one in it, both of this user alone."""
+    folder = tmp_path / "programs"
+    folder.mkdir(0o700)
+    (folder / "name.pt2").touch(0o600)
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(folder))
+    program.warn_once.cache_clear()
+    return folder
+
+
+def assert_not_used(reason, *more):
+    """Neither this program is used nor any of these, and one line says why."""
+    names = ["name.pt2", *more]
+    with pytest.warns(RuntimeWarning) as caught:
+        paths = [program.path_of(name) for name in names]
+    assert paths == [program.scratch() / name for name in names]
+    (said,) = (str(warning.message) for warning in caught)
+    assert said == (
+        f"the cache of compiled programs is not used: {reason}; make it writable by this user alone (chown, "
+        "chmod go-w), or set TORCHP3_CACHE_DIR to another directory"
+    )
+    assert program.scratch().stat().st_mode & 0o777 == 0o700
+
+
+as_root = pytest.mark.skipif(getattr(os, "getuid", lambda: None)() != 0, reason="only root can give files away")
+SOMEBODY = 54321
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077], ids=oct)
+def test_the_directory_is_made_for_its_user_alone(umask, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "a" / "b"))
+    before = os.umask(umask)
+    try:
+        assert program.path_of("name.pt2") == tmp_path / "a" / "b" / "name.pt2"
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "a", tmp_path / "a" / "b")] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o750], ids=oct)
+def test_others_may_read_programs(mode, cache):
+    cache.chmod(mode)
+    (cache / "name.pt2").chmod(0o644)
+    assert program.path_of("name.pt2") == cache / "name.pt2"
+    assert program.path_of("new.pt2") == cache / "new.pt2"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720, 0o702], ids=oct)
+def test_a_directory_that_others_can_write_is_not_used(mode, cache):
+    cache.chmod(mode)
+    assert_not_used(f"other users can write to {cache}", "new.pt2")
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602], ids=oct)
+def test_a_program_that_others_can_write_is_not_used(mode, cache):
+    (cache / "name.pt2").chmod(mode)
+    assert_not_used(f"other users can write to {cache / 'name.pt2'}")
+    assert program.path_of("new.pt2") == cache / "new.pt2"
+
+
+def test_another_users_directory_is_not_used(cache, monkeypatch):
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    assert_not_used(f"{cache} belongs to another user")
+
+
+@as_root
+def test_root_uses_nothing_of_another_users(cache):
+    os.chown(cache / "name.pt2", SOMEBODY, -1)
+    assert_not_used(f"{cache / 'name.pt2'} belongs to another user")
+    os.chown(cache, SOMEBODY, -1)
+    assert_not_used(f"{cache} belongs to another user", "new.pt2")
+
+
+def test_a_link_is_as_safe_as_what_it_leads_to(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "link"))
+    (tmp_path / "link").symlink_to(cache)
+    assert program.path_of("name.pt2") == tmp_path / "link" / "name.pt2"
+    cache.chmod(0o777)
+    assert_not_used(f"other users can write to {tmp_path / 'link'}")
+
+
+def test_a_link_in_the_directory_is_as_safe_as_what_it_leads_to(cache, tmp_path):
+    (cache / "name.pt2").rename(tmp_path / "elsewhere")
+    (cache / "name.pt2").symlink_to(tmp_path / "elsewhere")
+    assert program.path_of("name.pt2") == cache / "name.pt2"
+    (tmp_path / "elsewhere").chmod(0o666)
+    assert_not_used(f"other users can write to {cache / 'name.pt2'}")
+
+
+@as_root
+def test_another_users_link_and_what_it_leads_to_are_not_used(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "link"))
+    (tmp_path / "link").symlink_to(cache)
+    os.chown(tmp_path / "link", SOMEBODY, -1, follow_symlinks=False)
+    assert_not_used(f"{tmp_path / 'link'} belongs to another user")
+    os.chown(tmp_path / "link", os.getuid(), -1, follow_symlinks=False)
+    os.chown(cache, SOMEBODY, -1)
+    program.warn_once.cache_clear()
+    assert_not_used(f"{tmp_path / 'link'} belongs to another user")
+
+
+def test_a_directory_that_others_can_replace_is_not_used(cache, tmp_path):
+    tmp_path.chmod(0o1777)  # as /tmp is
+    assert program.path_of("name.pt2") == cache / "name.pt2"
+    tmp_path.chmod(0o777)
+    assert_not_used(f"all users can replace what is in {tmp_path}")
+
+
+def test_where_there_are_no_user_ids_nothing_is_checked(cache, monkeypatch):
+    cache.chmod(0o777)
+    monkeypatch.delattr(os, "getuid")
+    assert program.path_of("name.pt2") == cache / "name.pt2"
+
+
+def test_a_program_that_is_not_used_is_not_loaded(cache, compiled):
+    cache.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match=f"is not used: other users can write to {cache}; "):
+        make_loop(SPEC)
+    ((path, _),) = compiled
+    assert path.parent == program.scratch()
+    assert {call.args for call in train.load.call_args_list} == {(path,)}
+
+
+def test_the_command_says_in_one_line_that_the_cache_is_not_used(cache):
+    cache.chmod(0o777)
+    finished = subprocess.run(
+        [sys.executable, "-m", "torchp3", "--steps", "20"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CXX": "no-such-compiler"},  # to compile would take long
+    )
+    assert finished.returncode == 0
+    said, eagerly = finished.stderr.splitlines()
+    assert "runs eagerly: No working C++ compiler" in eagerly
+    assert said.startswith(f"torchp3: the cache of compiled programs is not used: other users can write to {cache}; ")
+    assert [path.name for path in cache.iterdir()] == ["name.pt2"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ cached. A program from its file needs neither.
 import atexit
 import hashlib
 import os
+import stat
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -142,12 +143,65 @@ def fingerprint(function: Callable[..., Any], arguments: tuple[Any, ...], about:
 
 
 def path_of(name: str) -> Path:
-    """Where the program of that name is kept: in `TORCHP3_CACHE_DIR`, or the user's own cache; if not, for a while."""
+    """
+    Where the program of that name is kept: in `TORCHP3_CACHE_DIR`, or the user's own cache; if not, for a while.
+
+    A program is code that this process runs. So the directory is made with mode 0700, and neither the directory nor the
+    program is used if another user may have written it; `why_unsafe` says what is checked.
+
+    Warns
+    -----
+    RuntimeWarning
+        Another user may have written it. The program is then kept in a directory of this process alone.
+    """
     folder = Path(os.environ.get("TORCHP3_CACHE_DIR") or platformdirs.user_cache_path("torchp3"))
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    return path if path.exists() or (folder.is_dir() and os.access(folder, os.W_OK)) else scratch() / name
+    with suppress(OSError):  # there is no such directory, and none can be made
+        make_private(folder)
+        reason = why_unsafe(folder) or (why_unsafe(path) if path.exists() else "")
+        if reason:
+            warn_once(
+                f"the cache of compiled programs is not used: {reason}; make it writable by this user alone (chown, "
+                "chmod go-w), or set TORCHP3_CACHE_DIR to another directory"
+            )
+        elif path.exists() or (folder.is_dir() and os.access(folder, os.W_OK)):
+            return path
+    return scratch() / name
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warn once in a process. Python itself forgets what it has warned of when a program is compiled."""
+    warnings.warn(message, RuntimeWarning, stacklevel=7)  # where `fit` is called
+
+
+def make_private(folder: Path) -> None:
+    """Make a directory, and the parents that it lacks, with mode 0700 whatever the umask. Raises `OSError`."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)  # another process may make it meanwhile
+
+
+def why_unsafe(path: Path) -> str:
+    """
+    Why another user may have written what is at a path; "" if none can have, or if the system has no user ids.
+
+    The path must belong to this user; if it is a link, its target must belong to this user, too. Root counts as another
+    user. Neither the target's group nor all users may have permission to write it. A directory above the target may be
+    writable by all users only if it has the sticky bit, as /tmp has; else anybody could replace what is in it. The
+    owners of the directories above and the permissions of their groups are not checked.
+    """
+    if not hasattr(os, "getuid"):
+        return ""
+    there = path.resolve(strict=True)
+    if {path.lstat().st_uid, there.stat().st_uid} != {os.getuid()}:
+        return f"{path} belongs to another user"
+    if there.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"other users can write to {path}"
+    for parent in there.parents:
+        if parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            return f"all users can replace what is in {parent}"
+    return ""
 
 
 @cache
@@ -200,4 +254,5 @@ def compile_program(
             if not isinstance(reason, (InvalidCxxCompiler, CppCompileError)):
                 raise
             raise CompilerError(str(reason).partition("\n")[0]) from error
+        os.chmod(package, 0o600)  # whatever the umask: the next process uses no program that others can write
         os.replace(package, path)
