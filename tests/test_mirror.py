@@ -1,15 +1,16 @@
-"""torchp3 and jaxp3 are mirror images: the same files, public names and signatures, but for what is listed here."""
+"""torchp3 and jaxp3 are mirror images: the same files, names, members and signatures, but for what is listed here."""
 
-import importlib
-import inspect
-import pkgutil
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 import jaxp3
 import torchp3
 
-# What only one framework has, with the reason.
+# What only one framework has, with the reason; a member of a class as Class.member.
 ONLY_IN = {
     ("torchp3", "LegendrePolynomial3"): "PyTorch's custom gradient is a class; JAX's is legendre_p3 itself",
     ("jaxp3", "forward"): "a method of LegendrePolynomial3 in PyTorch",
@@ -31,6 +32,17 @@ ONLY_IN = {
         "on_each_device",
     ): "jax.shard_map is a transform; DistributedDataParallel wraps a module, of which is more",
     ("jaxp3", "sharded"): "jax.jit divides arrays among devices by itself; PyTorch has other functions for that",
+    ("torchp3", "FunctionOperator.functional"): "PyTorch differentiates by torch.func or by autograd; JAX has one way",
+    ("torchp3", "FunctionOperator.by_autograd"): "PyTorch differentiates by autograd or by torch.func; JAX has one way",
+    ("torchp3", "FunctionOperator.functions"): "autograd's graph has the rules; JAX's are found as they are called",
+    ("jaxp3", "FunctionOperator.is_sharded"): "says whether run calls sharded",
+    ("jaxp3", "FunctionOperator.wide"): "JAX has float64 only where 64-bit types are on; PyTorch always has it",
+    ("jaxp3", "JAX_ITSELF"): "JAX's own functions have custom rules too; the derivatives of PyTorch's own are in C++",
+    ("torchp3", "RULES"): "an autograd.Function has several rules to scale, a custom_vjp or custom_jvp has one",
+    ("torchp3", "SCALED"): "autograd calls a rule in threads of its own too; JAX calls it in the thread that asks",
+    ("torchp3", "Scaling"): "sets SCALED, and has torch.compile compile anew, as set_xla_metadata has jax.jit",
+    ("torchp3", "is_scaling"): "reads SCALED, and while torch.compile traces, the modes",
+    ("torchp3", "compile_apart"): "torch.compile limits how often it compiles a function anew; jax.jit does not",
     ("jaxp3", "patched_rules"): "a custom_vjp keeps its rule with itself; PyTorch's are methods, patched one by one",
     ("torchp3", "undamped"): "torch.optim.SGD knows its first step by a momentum of None; optax's trace adds to 0",
     ("torchp3", "name_values"): "torch.optim's rules take lists; optax's take any tree",
@@ -38,10 +50,16 @@ ONLY_IN = {
     ("jaxp3", "with_momentum"): "a transform of its own in optax; torch.optim's rules take momentum",
     ("jaxp3", "scale_by_adagrad"): "optax's has its epsilon inside the root",
     ("jaxp3", "one_cycle"): "optax's has its top at a whole step",
+    ("jaxp3", "BLOCK"): "XLA adds all the points in a row; Inductor adds up the sums of parts by itself",
+    ("jaxp3", "COMPILER_OPTIONS"): "XLA's options are always the same; Inductor's depend on the sizes, in compile_loop",
     ("jaxp3", "of_each_point"): "what sum_over_points sums",
     ("jaxp3", "sum_over_points"): "five sums in one loop, which Inductor makes of them by itself",
     ("torchp3", "Loop"): "torch.export takes modules; jax.jit takes functions",
     ("torchp3", "compile_loop"): "where a program is in a file already; jax.jit takes a fifth of a second to make one",
+    ("jaxp3", "AXIS"): "the name of the mesh's axis",
+    ("jaxp3", "SHARED"): "how an array lies on the mesh",
+    ("jaxp3", "REPLICATED"): "how an array lies on the mesh",
+    ("jaxp3", "MOST_DEVICES"): "a process of PyTorch's has one device",
     ("jaxp3", "mesh"): "a process of JAX's can have several devices, and PyTorch's has one",
     ("jaxp3", "lay_out"): "a JAX array lies on all devices, of which a tensor of PyTorch's is one's part",
     ("jaxp3", "replicate"): "a tensor of PyTorch's is its process's own",
@@ -60,22 +78,89 @@ FILES_ONLY_IN = {
     ("torchp3", "program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not",
     ("torchp3", "data_parallel"): "DistributedDataParallel takes a module and ranks; jax.shard_map takes a function",
 }
+# What both have with different parameters, types or decorators, with the reason.
+DIFFERS = {
+    "FunctionOperator.scaled_rules": "PyTorch's rules are found in the graph of some inputs, JAX's as they are called",
+    "multiplied": "the rules of an autograd.Function are static methods",
+    "clip": "torch.optim's rules take lists; optax's take any tree",
+}
+# PyTorch's words in names and annotations, and JAX's for the same.
+WORDS = {
+    "Tensor": "Array",
+    "Tensors": "JaxArrays",
+    "lr_scheduler.LRScheduler": "optax.Schedule",
+    "torch.device": "jax.Device",
+}
 
 PACKAGES = {"torchp3": torchp3, "jaxp3": jaxp3}
 
 
-def modules_of(package):
-    return sorted(module.name for module in pkgutil.iter_modules(PACKAGES[package].__path__))
+def folder_of(package: str) -> Path:
+    return Path(PACKAGES[package].__file__).parent
 
 
-MODULES = [name for name in modules_of("jaxp3") if name != "__main__"]
+def modules_of(package: str) -> list[str]:
+    folder = folder_of(package)
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py"))
 
 
-def defined_in(package, module_name):
-    module = importlib.import_module(f"{package}.{module_name}")
-    source = inspect.getsource(module)
-    lines = {name: max(source.find(f"\ndef {name}("), source.find(f"\nclass {name}(")) for name in vars(module)}
-    return {name: getattr(module, name) for name in sorted(lines, key=lines.__getitem__) if lines[name] >= 0}
+MODULES = [name for name in modules_of("jaxp3") if ("jaxp3", name) not in FILES_ONLY_IN]
+
+
+def statements(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """The statements of a module or a class, and those under its `if`, `try` and `with`."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+            for block in ("body", "handlers", "orelse", "finalbody"):
+                yield from statements(getattr(node, block, []))
+        else:
+            yield node
+
+
+def definitions(body: Sequence[ast.AST], owner: str = "") -> Iterator[tuple[str, list[str], str]]:
+    """
+    What a module defines, in its order: the name, the decorators, and what else must be the same in both packages.
+
+    Those are a function's parameters and types, a class's bases, and a field's type and default. The members of a
+    class come after it. Of a module's constants only the names are compared, since their values are the framework's.
+    """
+    for node in statements(body):
+        decorators = [ast.unparse(each) for each in getattr(node, "decorator_list", [])]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            returns = node.returns and ast.unparse(node.returns)
+            yield owner + node.name, decorators, f"({ast.unparse(node.args)}) -> {returns}"
+        elif isinstance(node, ast.ClassDef):
+            bases = ", ".join(map(ast.unparse, [*node.bases, *node.keywords]))
+            yield owner + node.name, decorators, f"class({bases})"
+            yield from definitions(node.body, f"{owner}{node.name}.")
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for part in (part for target in targets for part in ast.walk(target)):
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                    yield owner + part.id, [], ast.unparse(node) if owner else "constant"
+
+
+def names_of(source: str) -> list[str]:
+    return [name for name, _, _ in definitions(ast.parse(source).body)]
+
+
+def mirrored(package: str, source: str) -> list[tuple[str, str]]:
+    """What the other package must have too, in the same order: each name with what it is, in JAX's words."""
+    only = {name for where, name in ONLY_IN if where == package}
+    words = WORDS if package == "torchp3" else {}
+
+    def in_jax(text: str) -> str:
+        return re.sub(r"[\w.]+", lambda word: words.get(word[0], word[0]), text)
+
+    return [
+        (in_jax(name), in_jax(" ".join([*(f"@{each}" for each in decorators if each not in only), what])))
+        for name, decorators, what in definitions(ast.parse(source).body)
+        if only.isdisjoint({name, name.partition(".")[0]})
+    ]
+
+
+def source_of(package: str, module: str) -> str:
+    return (folder_of(package) / f"{module}.py").read_text(encoding="utf-8")
 
 
 def test_the_same_files():
@@ -93,20 +178,95 @@ def test_the_same_public_names():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_same_names_in_the_same_order_with_the_same_parameters(module):
+def test_the_same_definitions_in_the_same_order(module):
     sides = {
-        package: {
-            name: [(p.name, p.kind, p.default) for p in inspect.signature(value).parameters.values()]
-            for name, value in defined_in(package, module).items()
-            if (package, name) not in ONLY_IN
-        }
+        package: [(name, name in DIFFERS or what) for name, what in mirrored(package, source_of(package, module))]
         for package in PACKAGES
     }
-    assert list(sides["torchp3"].items()) == list(sides["jaxp3"].items())
-    assert sides["torchp3"]
+    assert sides["torchp3"] == sides["jaxp3"]
+    assert sides["torchp3"] or module.endswith("__main__")
 
 
 def test_what_is_listed_as_one_sided_is():
-    defined = {package: {name for module in MODULES for name in defined_in(package, module)} for package in PACKAGES}
+    defined = {
+        package: {name for module in MODULES for name in names_of(source_of(package, module))} for package in PACKAGES
+    }
     for package, name in ONLY_IN:
         assert [where for where in PACKAGES if name in defined[where]] == [package]
+
+
+def test_what_is_listed_as_different_is():
+    sides = {
+        package: dict(pair for module in MODULES for pair in mirrored(package, source_of(package, module)))
+        for package in PACKAGES
+    }
+    for name in DIFFERS:
+        assert sides["torchp3"][name] != sides["jaxp3"][name], name
+
+
+# --- that the comparison can fail
+
+SOURCE = """
+LIMIT = 3
+
+def scaled(x: Tensor, *, factor: float = 1.0) -> Tensor: ...
+
+class Plain:
+    size: int = 2
+    name: str = ""
+
+    def run(self, x, times=1): ...
+
+    @property
+    def area(self): ...
+
+class Derived(Plain): ...
+
+class Last: ...
+"""
+# A change of the source, and the names that are then not the same in both: none where only the order has changed.
+CHANGES = {
+    "a class without bases": ("class Derived", "class Extra: ...\n\nclass Derived", {"Extra"}),
+    "a class with bases": ("class Derived", "class Extra(Plain): ...\n\nclass Derived", {"Extra"}),
+    "a generic class": ("class Derived", "class Extra(Generic[T]): ...\n\nclass Derived", {"Extra"}),
+    "a class within a class": ("    size", "    class Extra: ...\n    size", {"Plain.Extra"}),
+    "a decorated class": ("class Plain", "@dataclass(frozen=True)\nclass Plain", {"Plain"}),
+    "a base": ("class Derived(Plain)", "class Derived", {"Derived"}),
+    "a method": ("    def run", "    def walk(self): ...\n\n    def run", {"Plain.walk"}),
+    "a method's parameter": ("x, times", "y, times", {"Plain.run"}),
+    "a method's default": ("times=1", "times=2", {"Plain.run"}),
+    "the kind of a parameter": ("times=1", "*, times=1", {"Plain.run"}),
+    "a property": ("    @property\n", "", {"Plain.area"}),
+    "a static method": ("    def run", "    @staticmethod\n    def run", {"Plain.run"}),
+    "a field": ("    name", "    unit: str = ''\n    name", {"Plain.unit"}),
+    "a field without an annotation": ("    name", "    unit = ''\n    name", {"Plain.unit"}),
+    "a field's default": ("size: int = 2", "size: int = 3", {"Plain.size"}),
+    "a field's type": ("size: int", "size: float", {"Plain.size"}),
+    "the order of fields": ('    size: int = 2\n    name: str = ""', '    name: str = ""\n    size: int = 2', set()),
+    "the order of classes": (
+        "class Derived(Plain): ...\n\nclass Last: ...",
+        "class Last: ...\n\nclass Derived(Plain): ...",
+        set(),
+    ),
+    "a function": ("def scaled", "def extra(): ...\n\ndef scaled", {"extra"}),
+    "a coroutine": ("def scaled", "async def extra(): ...\n\ndef scaled", {"extra"}),
+    "a decorated function": ("def scaled", "@cache\ndef scaled", {"scaled"}),
+    "a function under an if": ("def scaled", "if LIMIT:\n    def extra(): ...\n\ndef scaled", {"extra"}),
+    "a function's default": ("factor: float = 1.0", "factor: float = 2.0", {"scaled"}),
+    "a parameter's type": ("factor: float", "factor: int", {"scaled"}),
+    "what a function returns": ("-> Tensor", "-> None", {"scaled"}),
+    "a constant": ("LIMIT = 3", "LIMIT = 3\nEXTRA, OTHER = 4, 5", {"EXTRA", "OTHER"}),
+}
+
+
+def test_the_same_in_the_other_frameworks_words_is_no_difference():
+    assert mirrored("torchp3", SOURCE) == mirrored("jaxp3", SOURCE.replace("Tensor", "Array"))
+    assert mirrored("torchp3", SOURCE) != mirrored("jaxp3", SOURCE)
+
+
+@pytest.mark.parametrize(("old", "new", "names"), CHANGES.values(), ids=CHANGES)
+def test_a_difference_is_seen(old, new, names):
+    assert SOURCE.count(old) == 1
+    before, after = mirrored("torchp3", SOURCE), mirrored("jaxp3", SOURCE.replace(old, new).replace("Tensor", "Array"))
+    assert before != after
+    assert {name for name, _ in set(before) ^ set(after)} == names
