@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def environments(backend: BackendName, count: int) -> list[dict[str, str]]:
-    """What tells each process of the others: for PyTorch what torchrun sets, for JAX what the README says."""
+    """What tells each process of the others: for PyTorch what torchrun sets, for JAX what docs/devices.md says."""
     address, port = "127.0.0.1", str(free_port())
     common = os.environ | {"OMP_NUM_THREADS": "1", "NPROC": "1"}  # of which XLA reads the second
     if backend == "torch":
@@ -77,7 +77,7 @@ def ended(processes: Sequence[subprocess.Popen], timeout: float) -> list[Ended]:
     return endings
 
 
-def run_commands(backend: BackendName, arguments: Sequence[Sequence[str | Path]], timeout: float = 120) -> list[Ended]:
+def run_commands(backend: BackendName, arguments: Sequence[Sequence[str | Path]], timeout: float = 600) -> list[Ended]:
     """One command in each of several processes that are told of each other, with these arguments."""
     commands = [[sys.executable, "-m", BACKENDS[backend].package, *of_one] for of_one in arguments]
     with running(commands, environments(backend, len(commands))) as processes:

@@ -144,7 +144,8 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
         spec = spec.replace({"devices": processes})
     make_devices(max(1, spec.devices // processes))
     ending = Event()
-    Thread(target=meet, args=[ending], daemon=True).start()
+    meeting = Thread(target=meet, args=[ending], daemon=True)
+    meeting.start()
     try:
         yield spec
     except (Exception, KeyboardInterrupt) as error:
@@ -154,6 +155,7 @@ def joined(spec: TrainingSpec) -> Iterator[TrainingSpec]:
     finally:
         ending.set()
         jax.distributed.shutdown()
+        meeting.join(PATIENCE)  # Python aborts if it ends while a thread is in JAX's client
 
 
 def make_devices(count: int) -> None:

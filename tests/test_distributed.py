@@ -1,6 +1,7 @@
 """Devices that share the points fit what one fits alone, and where one of them is lost all of them end."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,8 +30,10 @@ SAME = 1e-12  # relative, of sums in float64 that are taken in another order
 SLOW = pytest.mark.slow
 KILLS = 20  # in each framework
 LONGEST = 2  # times the patience: once to connect, and once more to give up
-LOADING = 10  # seconds, for a framework on a busy machine
+SLOWER = 3  # how many times longer a task may take than it took just before, since the machine may have other work
+HANGS = 1800  # seconds after which a test gives up on a process; nothing here takes as long, even on a busy machine
 WORKER = Path(__file__).parent / "worker.py"
+EAGER = ["command", "--no-jit", "--steps", "20"]  # of worker.py: loads the framework, and computes for a moment
 ASYMMETRIC = PROBLEMS["asymmetric"].replace({"dtype": "float64", "log_every": 30})
 
 CASES = {
@@ -43,11 +46,34 @@ CASES = {
 }
 
 
-def run_worker(backend, count, task, *arguments, timeout=300):
+def patient(backend, count, patience):
+    """The environments of processes that wait for each other for so many seconds."""
+    return [environment | {"PATIENCE": str(patience)} for environment in environments(backend, count)]
+
+
+def run_worker(backend, count, task, *arguments, patience=PATIENCE):
     """A task of worker.py in each of several processes that are told of each other."""
     commands = [[sys.executable, WORKER, backend, task, *arguments]] * count
-    with running(commands, environments(backend, count)) as processes:
-        return ended(processes, timeout)
+    with running(commands, patient(backend, count, patience)) as processes:
+        return ended(processes, HANGS)
+
+
+def usual_seconds(backend, task, *arguments):
+    """The seconds that two processes take for a task now: the pace of the machine, by which limits are set."""
+    begin = time.monotonic()
+    for ending in run_worker(backend, 2, task, *arguments):
+        assert ending.code == 0, ending.errors
+    return time.monotonic() - begin
+
+
+def patience_for(usual):
+    """The seconds that a process waits for another one, whose task usually takes that long."""
+    return max(PATIENCE, math.ceil(SLOWER * usual))
+
+
+def longest_wait(patience, usual):
+    """The seconds within which a process ends that has lost another one, if the task usually takes that long."""
+    return LONGEST * patience + ROLL_CALL + SLOWER * usual
 
 
 def assert_same(result: FitResult, alone: FitResult) -> None:
@@ -174,7 +200,7 @@ def test_torchrun(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     arguments = [[*command, "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-backend", "c10d", "-m", "torchp3", *flags]]
     with running([[*arguments[0][: -len(flags)], COMPARISONS / "asymmetric.toml", *flags]], [environment]) as started:
-        (ending,) = ended(started, 120)
+        (ending,) = ended(started, HANGS)
     assert ending.code == 0, ending.errors
     assert ending.output.count("Result: y = ") == 1
     assert [line.split()[0] for line in ending.output.splitlines()[:-1]] == ["59"]
@@ -272,9 +298,10 @@ def test_what_one_process_cannot_do_no_process_does_and_the_first_one_saves(back
 
 
 def test_what_one_process_alone_comes_to_it_says_at_once(backend, tmp_path):
+    patience = patience_for(usual_seconds(backend, *EAGER))
     begin = time.monotonic()
-    first, second = run_worker(backend, 2, "on_a_full_disk", tmp_path / "run")
-    assert time.monotonic() - begin < PATIENCE
+    first, second = run_worker(backend, 2, "on_a_full_disk", tmp_path / "run", patience=patience)
+    assert time.monotonic() - begin < patience
     assert first.code == (1 if backend == "torch" else 2)  # which is the command's
     assert "[Errno 28] No space left on device\n" in first.errors
     assert second.code != 0
@@ -287,13 +314,15 @@ def test_an_interrupt_of_one_process_ends_all(backend, saves, tmp_path):
     if saves:
         flags += ["--checkpoint", tmp_path / "run"]
     package = BACKENDS[backend].package
-    with running([[sys.executable, "-m", package, *flags]] * 2, environments(backend, 2)) as started:
-        while not started[0].stdout.readline().startswith("59 "):
-            pass
+    patience = patience_for(usual_seconds(backend, *EAGER))
+    command = [sys.executable, WORKER, backend, "command", *flags]
+    with running([command] * 2, patient(backend, 2, patience)) as started:
+        while not (line := started[0].stdout.readline()).startswith("59 "):
+            assert line, "the process has ended"
         begin = time.monotonic()
         started[1].send_signal(signal.SIGINT)
-        first, second = ended(started, 2 * PATIENCE)
-    assert time.monotonic() - begin < PATIENCE
+        first, second = ended(started, HANGS)
+    assert time.monotonic() - begin < patience
     assert second.code == 130
     if saves:
         assert first.code == 130
@@ -325,10 +354,12 @@ def test_processes_of_which_one_has_a_checkpoint(backend, tmp_path):
 
 
 def test_processes_of_which_one_cannot_compile(backend):
-    told = environments(backend, 2)
+    # The process that cannot compile waits for the other one, which on a busy machine compiles for over a minute.
+    task = ["command", "--steps", "20"]
+    told = patient(backend, 2, patience_for(usual_seconds(backend, *task)))
     told[0] |= {"torch": {"TORCH_COMPILE_DISABLE": "1"}, "jax": {"JAX_DISABLE_JIT": "1"}}[backend]
-    with running([[sys.executable, "-m", BACKENDS[backend].package, "--steps", "20"]] * 2, told) as started:
-        for ending in ended(started, 120):
+    with running([[sys.executable, WORKER, backend, *task]] * 2, told) as started:
+        for ending in ended(started, HANGS):
             assert ending.code == 2, ending.errors
             assert "of the processes some compile the loop and some cannot; have all compile, or give" in ending.errors
 
@@ -376,23 +407,28 @@ def test_processes_that_are_told_nonsense(changes, message):
 
 def test_a_process_that_never_comes(backend):
     # Of two, each of which waits for the other and a third.
-    patience = 4
-    told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 3)[:2]]
+    patience, usual = 4, usual_seconds(backend, *EAGER)
     begin = time.monotonic()
-    with running([[sys.executable, WORKER, backend, "scheduled"]] * 2, told) as started:
-        endings = ended(started, 60)
-    assert time.monotonic() - begin < LONGEST * patience + ROLL_CALL + LOADING
+    with running([[sys.executable, WORKER, backend, "scheduled"]] * 2, patient(backend, 3, patience)[:2]) as started:
+        endings = ended(started, HANGS)
+    assert time.monotonic() - begin < longest_wait(patience, usual)
     for index, ending in enumerate(endings):
         assert ending.code == 1
         assert f"process {index} of 3 has lost another process, which ended or does not answer" in ending.errors
 
 
 def compile_before(backend, spec, folder):
-    """Compile what the two processes of a test run, so that they are not at that when one of them is lost."""
-    few = folder / "few.toml"
-    spec.replace({"steps": 20}).to_toml(few)
-    for ending in run_worker(backend, 2, "checkpointed", few, folder):
-        assert ending.code == 0, ending.errors
+    """
+    Compile what the two processes of a test run, so that they are not at that when one of them is lost.
+
+    Returns the seconds that they usually take from then on, which are spent on loading the framework and the programs.
+    """
+    few = spec.replace({"steps": 20})
+    few.to_toml(folder / "few.toml")
+    Checkpoint(folder / "few").begin(few)
+    task = ["checkpointed", folder / "few.toml", folder / "few"]
+    usual_seconds(backend, *task)
+    return usual_seconds(backend, *task)
 
 
 def test_whatever_line_jax_names_the_store_in_a_process_is_lost(monkeypatch):
@@ -409,7 +445,7 @@ def test_whatever_line_jax_names_the_store_in_a_process_is_lost(monkeypatch):
         raise RuntimeError("of another kind")
 
 
-def lost(backend, told, command, what, when):
+def lost(backend, told, command, what, when, victim):
     """
     Two processes, of which one is sent a signal at some moment: the seconds until the other one ends.
 
@@ -418,12 +454,11 @@ def lost(backend, told, command, what, when):
     """
     with running([command] * 2, told) as started:
         time.sleep(when)
-        victim = Random(when).randrange(2)
         os.kill(started[victim].pid, what)
         begin = time.monotonic()
-        (ending,) = ended([started[1 - victim]], 120)
+        (ending,) = ended([started[1 - victim]], HANGS)
         if what != signal.SIGSTOP:
-            assert started[victim].wait(10) == -what
+            assert started[victim].wait(HANGS) == -what
     seconds = time.monotonic() - begin
     print(f"{backend}, {when:.1f} s: {ending.code} after {seconds:.1f} s: {ending.errors[-400:]}")
     assert ending.code in ((1,) if backend == "torch" else (1, -signal.SIGABRT))
@@ -438,14 +473,14 @@ def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_p
     spec = ASYMMETRIC.replace({"steps": 10**6, "log_every": 20})
     spec.to_toml(tmp_path / "spec.toml")
     run = tmp_path / "run"
-    run.mkdir()
+    Checkpoint(run).begin(spec)
     command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", run]
-    compile_before(backend, spec, tmp_path)
-    patience, chance, done = 5, Random(7), 0
+    usual = compile_before(backend, spec, tmp_path)
+    patience, chance, done = max(5, math.ceil(usual)), Random(7), 0
     for _ in range(KILLS):
-        told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
-        seconds = lost(backend, told, command, signal.SIGKILL, chance.uniform(0, 8))
-        assert seconds < LONGEST * patience + ROLL_CALL + LOADING
+        when, victim = chance.uniform(0, 2 * usual), chance.randrange(2)
+        seconds = lost(backend, patient(backend, 2, patience), command, signal.SIGKILL, when, victim)
+        assert seconds < longest_wait(patience, usual)
         saved = Checkpoint(run, resume=True).read(spec)  # raises if a file is not whole
         steps = saved.steps if saved else 0
         assert steps >= done
@@ -457,29 +492,32 @@ def test_whoever_is_killed_the_other_one_ends_and_the_run_goes_on(backend, tmp_p
 
 @SLOW
 def test_a_process_that_is_told_to_end_does(backend, tmp_path):
-    ASYMMETRIC.replace({"steps": 10**6, "log_every": 20}).to_toml(tmp_path / "spec.toml")
-    (tmp_path / "run").mkdir()
+    spec = ASYMMETRIC.replace({"steps": 10**6, "log_every": 20})
+    spec.to_toml(tmp_path / "spec.toml")
+    usual = compile_before(backend, spec, tmp_path)
+    Checkpoint(tmp_path / "run").begin(spec)
+    patience = patience_for(usual)
     command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", tmp_path / "run"]
-    assert lost(backend, environments(backend, 2), command, signal.SIGTERM, 15) < LONGEST * PATIENCE
+    seconds = lost(backend, patient(backend, 2, patience), command, signal.SIGTERM, SLOWER * usual, 0)
+    assert seconds < longest_wait(patience, usual)
 
 
 @SLOW
 def test_a_process_that_stops_answering(backend, tmp_path):
     spec = ASYMMETRIC.replace({"steps": 10**6, "log_every": 20})
     spec.to_toml(tmp_path / "spec.toml")
-    compile_before(backend, spec, tmp_path)
-    (tmp_path / "run").mkdir()
-    patience = 10
-    told = [environment | {"PATIENCE": str(patience)} for environment in environments(backend, 2)]
+    usual = compile_before(backend, spec, tmp_path)
+    Checkpoint(tmp_path / "run").begin(spec)
+    patience = max(10, math.ceil(usual))
     command = [sys.executable, WORKER, backend, "checkpointed", tmp_path / "spec.toml", tmp_path / "run"]
-    for when in (15, 16):  # of which the first stops the one process, and the second the other
-        seconds = lost(backend, told, command, signal.SIGSTOP, when)
-        assert seconds < LONGEST * patience + ROLL_CALL + LOADING
+    for victim in range(2):
+        seconds = lost(backend, patient(backend, 2, patience), command, signal.SIGSTOP, SLOWER * usual, victim)
+        assert seconds < longest_wait(patience, usual)
 
 
 @SLOW
 def test_ten_to_the_eighth_points_in_two_processes_within_three_gibibytes_each(backend):
-    for ending in run_worker(backend, 2, "memory", str(10**8), "3", timeout=500):
+    for ending in run_worker(backend, 2, "memory", str(10**8), "3"):
         assert ending.code == 0, ending.errors
         held = int(ending.output.splitlines()[-1])
         print(f"{backend}: {held / 2**30:.2f} GiB")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from p3 import InputError, TrainingSpec, training
+from p3 import InputError, TrainingSpec, cli, training
 from p3.backends import BACKENDS, load
 from p3.checkpoint import Checkpoint
 
@@ -35,7 +35,7 @@ def in_folders_of_their_own(cases):
     os.chdir(Path(cases).parent / str(distributed.process_index()))
     for changes, run in json.loads(Path(cases).read_text()):
         spec = TrainingSpec(devices=distributed.process_count()).replace(changes)
-        checkpoint = Checkpoint(run, resume=Path(run).exists())
+        checkpoint = Checkpoint(run, resume=any(Path(run).glob("*.safetensors")))
         try:
             package.fit(spec, checkpoint=checkpoint)
         except InputError as error:
@@ -92,5 +92,8 @@ def memory(points, steps):
 
 TASKS = (fits, marked, in_folders_of_their_own, on_a_full_disk, scheduled, checkpointed, memory)
 
+if task == "command":  # that of the package itself, which connects the processes
+    sys.argv[1:] = arguments
+    getattr(cli, package.__name__)()
 with distributed.joined(TrainingSpec()):
     {do.__name__: do for do in TASKS}[task](*arguments)
