@@ -6,3 +6,5 @@ from .errors import InputError as InputError
 from .errors import LostProcessError as LostProcessError
 from .result import FitResult as FitResult
 from .spec import TrainingSpec as TrainingSpec
+
+__version__: str

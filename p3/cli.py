@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from p3 import __version__
 from p3.errors import last_words
 
 
@@ -20,7 +21,7 @@ def p3_command() -> click.Group:
     return click.Group(
         "p3",
         commands=[compare_command(), explain_command(), check_command()],
-        help="One operator in PyTorch and in JAX, how they compare, and the checker of any port.",
+        help="Check a port of an operator between PyTorch and JAX, and compare fits made with both.",
     )
 
 
@@ -34,6 +35,7 @@ def run(command: click.Command) -> NoReturn:
     sys.stdout = sys.stdout or StringIO()  # None where the shell has closed it
     sys.stderr = sys.stderr or StringIO()
     try:
+        click.version_option(__version__, message="%(prog)s %(version)s")(command)
         code = command.main(prog_name=command.name, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -45,6 +47,9 @@ def run(command: click.Command) -> NoReturn:
     except click.Abort:
         complain("interrupted")
         code = 130
+    except SystemExit as error:  # click's own exits are not raised here
+        complain(f"a function that was called has called sys.exit({error.code!r}); let it return or raise")
+        code = 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

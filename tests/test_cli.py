@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from conftest import COMPARISONS
 
+import p3
 from p3 import FitResult, TrainingSpec
 
 SCRIPTS = Path(sys.executable).parent
@@ -75,6 +77,13 @@ def test_flags_override_the_file(tmp_path):
             "jit": False,
         }
     )
+
+
+@pytest.mark.parametrize("command", ["p3", "torchp3", "jaxp3"])
+def test_each_command_says_its_version(command):
+    finished = run(command, "--version")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, f"{command} {p3.__version__}\n", "")
+    assert p3.__version__ == metadata.version("p3")
 
 
 def test_every_field_has_a_flag():
