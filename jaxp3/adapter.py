@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import RLock, get_ident
 from typing import Any
 from unittest import mock
 
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from p3.parity.inputs import program_of
 from p3.parity.operator import Arrays, Operator
 
 JaxArrays = tuple[Array, ...]
@@ -23,6 +26,9 @@ REFUSALS = (  # what JAX says of what there is not
     "do not support JVP",
     "Reverse-mode differentiation does not work",
 )
+
+# A scaled rule is called by way of a method of a class that all threads share: one thread at a time.
+LOCK = RLock()
 
 
 def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
@@ -88,6 +94,11 @@ class FunctionOperator:
         """The framework's name and version."""
         return f"JAX {jax.__version__}"
 
+    @property
+    def program(self) -> str:
+        """Python that makes this as `operator`; empty where the function has no name to be imported by."""
+        return program_of("jaxp3", self.f, {"arguments": self.differentiable, **self.static})
+
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
         if self.differentiable is not None:
@@ -128,14 +139,14 @@ class FunctionOperator:
 
     @contextmanager
     def scaled_rules(self) -> Iterator[None]:
-        """While it lasts, every rule's result is multiplied; and nothing compiled without it is taken for it."""
+        """While it lasts, the result of every rule is multiplied in this thread, and in no other."""
         if self.factor == 1.0:
             yield
             return
-        jax.clear_caches()  # a function that is jitted inside f is not called again for what it was traced with
-        with patched_rules(self.factor):
+        # The metadata means nothing to XLA. It is part of what JAX finds a traced function by: without it, what is
+        # jitted inside f would be taken from before, and other threads would find what was traced here.
+        with LOCK, patched_rules(self.factor), set_xla_metadata(p3_scaled_rules=self.factor):
             yield
-        jax.clear_caches()
 
     def wide(self, *groups: Arrays) -> Any:
         """float64 and complex128 are switched on for a call that is given them, and for no other."""
@@ -315,16 +326,18 @@ def custom_functions(program: Any) -> set[str]:
 
 @contextmanager
 def patched_rules(factor: float) -> Iterator[None]:
-    """While it lasts, what each `custom_vjp`'s or `custom_jvp`'s rule returns is multiplied; not JAX's own."""
+    """While it lasts, each `custom_vjp`'s or `custom_jvp`'s rule is scaled in this thread; not those of JAX itself."""
+    thread = get_ident()
 
     def patched(kind: type, name: str, scale: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
         call = kind.__call__
 
         def call_scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.__module__.startswith("jax."):
+            if get_ident() != thread or self.__module__.startswith("jax."):
                 return call(self, *args, **kwargs)
-            with mock.patch.object(self, name, scale(getattr(self, name))):
-                return call(self, *args, **kwargs)
+            scaled = object.__new__(type(self))  # a copy, since another thread may call the object itself
+            scaled.__dict__.update(self.__dict__, **{name: scale(getattr(self, name))})
+            return call(scaled, *args, **kwargs)
 
         return mock.patch.object(kind, "__call__", call_scaled)
 

@@ -5,18 +5,27 @@ import os
 import pty
 import re
 import subprocess
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from shutil import which
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import COMPARISONS
 from test_cli import SCRIPTS, refused, run
 
+import jaxp3
+import torchp3
 from p3 import InputError, parity
 from p3.cli import p3_command
 from p3.commands.check import two_devices
+from p3.parity.derivatives import text_of
 from p3.parity.inputs import load_function, parse_input, parse_keyword
+from p3.parity.page import plot_errors
 
 P3 = ["torchp3:legendre_p3", "jaxp3:legendre_p3", "--input", "linspace(-3, 3, 51)"]
 EXAMPLE = [f"{COMPARISONS / 'softplus.py'}:{name}" for name in ("Softplus", "softplus")]
@@ -48,6 +57,100 @@ def test_reports(tmp_path):
     assert "argument 1" in page
     assert "<svg" in page
     assert not re.findall(r"""(?:src|href)="(?!#)|url\((?!#)|@import|<script""", page)  # all of it is in the page
+
+
+def test_the_page_draws_the_gradient_that_is_wrong():
+    sides = (package.as_operator(load_function(name)) for package, name in zip((torchp3, jaxp3), EXAMPLE, strict=True))
+    report = parity.check(*sides, (np.linspace(-3, 3, 101), np.array(1.5)), only=["vjp"])
+    value, gradient = plot_errors(report.case).axes
+    assert gradient.get_title() == "vjp, argument 1, difference in epsilons"
+    assert max(line.get_ydata().max() for line in gradient.lines if line.get_label().startswith("float64")) > 1e12
+    assert value.get_title() == "value, difference in epsilons"
+
+
+def test_the_page_draws_what_is_wrong_in_one_output_alone():
+    torch_side = torchp3.as_operator(lambda x: (torch.sin(x), torch.cos(x)))
+    jax_side = jaxp3.as_operator(lambda x: (jnp.sin(x), 1.01 * jnp.cos(x)))
+    report = parity.check(torch_side, jax_side, np.linspace(-3, 3, 11), only=["value"])
+    assert plot_errors(report.case).axes[0].get_title() == "value, output 1, difference in epsilons"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("inputs", [(np.linspace(-3, 3, 5), np.array(1.5)), (np.array([-2.0, np.pi]), np.array(0.5))])
+def test_each_snippet_is_a_program_that_prints_what_was_got(inputs, tmp_path):
+    sides = (package.as_operator(load_function(name)) for package, name in zip((torchp3, jaxp3), EXAMPLE, strict=True))
+    report = parity.check(*sides, inputs, compiled=False)
+    shown = [f for check in report.failed for f in check.findings if f.snippet]
+    assert {finding.mismatch.precision for finding in shown} >= {"float64", "float32"}
+    for finding in shown:
+        printed = StringIO()
+        with redirect_stdout(printed):
+            exec(finding.snippet, {})
+        got = complex(printed.getvalue())
+        assert np.isclose(got, finding.mismatch.got, rtol=1e-6, equal_nan=True), finding.snippet
+    (tmp_path / "shown.py").write_text(shown[0].snippet)
+    finished = run(sys.executable, tmp_path / "shown.py")
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        ([1.5, float("nan")], "[1.5, float('nan')]"),
+        (-float("inf"), "float('-inf')"),
+        (complex(1, float("inf")), "complex(1.0, float('inf'))"),
+        (True, "True"),
+    ],
+)
+def test_numbers_as_python(number, text):
+    assert text_of(number) == text
+    assert repr(eval(text)) == repr(number)
+
+
+def test_what_cannot_be_imported_has_no_snippet():
+    sides = torchp3.as_operator(torch.sin), jaxp3.as_operator(lambda x: 1.01 * jnp.sin(x))
+    (result,) = parity.check(*sides, np.linspace(-3, 3, 5), only=["value"]).checks
+    assert result.verdict == "failed"
+    assert [finding.snippet for finding in result.findings] == [""]
+
+
+EXITS = """
+import sys, torch
+
+def closed(x): sys.exit(0)
+def port(x): sys.exit("done")
+
+class Named:
+    __name__ = property(lambda self: sys.exit())
+    def __call__(self, x): return x
+
+named = Named()
+"""
+
+
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        (["torch:sin", "jax.numpy:cos", "--closed-form", "exits:closed"], "closed_form cannot be called"),
+        (["torch:sin", "exits:port"], "cannot be called with inputs of"),
+        (["exits:named", "jax.numpy:cos"], "has called sys.exit(None)"),
+    ],
+)
+def test_a_function_that_exits_is_no_success(tmp_path, sides, said):
+    (tmp_path / "exits.py").write_text(EXITS)
+    refused(run("p3", "check", *sides, "--input", "linspace(0, 1, 9)", "--only", "value", cwd=tmp_path), said)
+
+
+def test_a_closed_form_that_exits_is_an_input_error():
+    sides = torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.cos)
+    with pytest.raises(InputError, match=r"closed_form cannot be called .* SystemExit: 0"):
+        parity.check(*sides, np.linspace(0, 1, 9), closed_form=lambda x: sys.exit(0))
+
+
+def test_its_help_has_its_own_exit_codes():
+    said = " ".join(CliRunner().invoke(p3_command(), ["check", "--help"]).output.split())
+    assert "Exit code: 0 if no check failed, 1 if a check failed, 2 if the command or its input is wrong" in said
+    assert "diverged" not in said
 
 
 @pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")

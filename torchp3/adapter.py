@@ -4,19 +4,27 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from threading import RLock
+from typing import Any, Self
 from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
+from p3.parity.inputs import program_of
 from p3.parity.operator import Arrays, Operator
 
 Tensors = tuple[Tensor, ...]
 RULES = ("backward", "vjp", "jvp")  # the methods of an autograd.Function that are derivative rules
 REFUSALS = ("must override the setup_context", "does not have vmap support")  # what PyTorch says of what there is not
+
+# Forward mode has one level for all threads of the process, and a scaled rule is a method of a class that all threads
+# share: one thread at a time.
+LOCK = RLock()
+SCALED = "p3_scaled_rules"  # set in the local storage of a thread in which rules are scaled
 
 
 def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
@@ -87,6 +95,13 @@ class FunctionOperator:
         """The framework's name and version."""
         return f"PyTorch {torch.__version__}"
 
+    @property
+    def program(self) -> str:
+        """Python that makes this as `operator`; empty where the function has no name to be imported by."""
+        # An autograd.Function is given as a class, and run by its method.
+        given = self.f.__self__ if inspect.ismethod(self.f) and self.f.__name__ == "apply" else self.f
+        return program_of("torchp3", given, {"arguments": self.differentiable, **self.static})
+
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
         if self.differentiable is not None:
@@ -136,20 +151,21 @@ class FunctionOperator:
 
     @contextmanager
     def scaled_rules(self, inputs: Arrays) -> Iterator[None]:
-        """While it lasts, every rule's result is multiplied; and nothing compiled without it is taken for it."""
+        """While it lasts, the result of every rule is multiplied in this thread, and in no other."""
         if self.factor == 1.0:
             yield
             return
         inputs = tuple(x[0] if i in self.batch else x for i, x in enumerate(inputs))
-        torch.compiler.reset()
-        with ExitStack() as patches:
-            for function in self.functions(inputs):
+        functions = self.functions(inputs)
+        with LOCK, ExitStack() as patches:
+            patches.callback(torch.compiler.reset)  # drops what was compiled with the scaled rules
+            for function in functions:
                 for name in RULES:
                     rule = getattr(function, name)
                     if rule is not getattr(torch.autograd.Function, name):
                         patches.enter_context(mock.patch.object(function, name, multiplied(rule, self.factor)))
-            yield
-        torch.compiler.reset()
+            with Scaling():
+                yield
 
     def alone(self, argument: int, output: int) -> "FunctionOperator":
         """One differentiable output as a function of one argument."""
@@ -169,8 +185,8 @@ class FunctionOperator:
             axes = tuple(0 if i in self.batch else None for i in range(len(inputs)))
             transform = torch.vmap(transform, (axes, *(0 for _ in others)))
         if self.is_compiled:
-            transform = torch.compile(transform)
-        with refusals(), self.scaled_rules(inputs):
+            transform = compile_apart(transform)
+        with refusals(), LOCK, self.scaled_rules(inputs):
             return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
 
     def function(self, inputs: Arrays) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
@@ -249,7 +265,7 @@ class FunctionOperator:
     ) -> Arrays:
         """The vjp, or with directions the vjp of the vjp, by `torch.autograd.grad`, as in training."""
         f, select = self.function(inputs)
-        f = torch.compile(f) if self.is_compiled else f
+        f = compile_apart(f) if self.is_compiled else f
         with refusals(), self.scaled_rules(inputs), torch.enable_grad():
             tensors = from_arrays(inputs)
             arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
@@ -339,11 +355,48 @@ def tangent_of(dual: Tensor) -> Tensor:
     return torch.zeros_like(dual) if tangent is None else tangent
 
 
+def compile_apart(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile`, with a limit of recompilations of its own: all calls of `run` compile the same few functions."""
+    return torch.compile(f, isolate_recompiles=True)
+
+
+class Scaling(TorchFunctionMode):
+    """
+    While it lasts, scaled rules scale in this thread, and in those of the autograd engine that work for it.
+
+    As a mode it changes nothing, but Dynamo reads it, and runs what it compiled under a mode only under that mode.
+    """
+
+    def __enter__(self) -> Self:
+        """Rules scale from here on."""
+        torch._C._stash_obj_in_tls(SCALED, True)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        """Rules scale no more."""
+        super().__exit__(*raised)
+        torch._C._remove_obj_from_tls(SCALED)
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        """The function's own result."""
+        return function(*arguments, **(options or {}))
+
+
+def is_scaling() -> bool:
+    """Whether this thread is `Scaling`; the backward pass sees no modes, and Dynamo sees nothing else."""
+    if not torch.compiler.is_dynamo_compiling():
+        return torch._C._is_key_in_tls(SCALED)
+    modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+    return any(isinstance(mode, Scaling) for mode in modes)
+
+
 def multiplied(rule: Callable[..., Any], factor: float) -> Any:
-    """The rule, its results multiplied."""
+    """The rule, with its results multiplied in threads that are `Scaling`."""
 
     def scaled_rule(*args: Any) -> Any:
         results = rule(*args)
+        if not is_scaling():
+            return results
         if isinstance(results, tuple):
             return tuple(factor * y if isinstance(y, Tensor) else y for y in results)
         return factor * results if isinstance(results, Tensor) else results

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from p3.parity.operator import Arrays, NoMeaningError
 from torchp3.adapter import (
     FunctionOperator,
+    Scaling,
     Tensors,
     conjugate,
     from_arrays,
@@ -56,6 +58,10 @@ class DataParallelOperator(FunctionOperator):
         tensors = from_arrays(inputs)
 
         def train(rank: int) -> Tensors:
+            with Scaling() if self.factor != 1.0 else nullcontext():
+                return pull_back(rank)
+
+        def pull_back(rank: int) -> Tensors:
             module = ranks.wrap(rank, Module(lambda arguments: f(arguments, tensors), select(tensors)))
             results = module()
             ranks.barrier.wait()  # both have gone forward before either goes back

@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from p3 import parity
 from p3.backends import BACKENDS, BackendName, load
-from p3.commands import EXIT_CODES
 from p3.commands.files import reportable
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 
@@ -30,43 +29,61 @@ def check_command() -> click.Command:
                 multiple=True,
                 required=True,
                 metavar="EXPRESSION",
-                help='Once for each argument, such as "linspace(-3, 3, 1001)"; or x.npy, or x.npz:name.',
+                help='Once for each argument, an expression such as "linspace(-3, 3, 1001)"; or x.npy, or x.npz:name.',
             ),
             click.Option(
                 ["--frameworks"],
                 type=(click.Choice(list(BACKENDS)), click.Choice(list(BACKENDS))),
                 default=("torch", "jax"),
                 show_default=True,
-                help="Of REFERENCE and of PORT.",
+                help="Frameworks of REFERENCE and PORT.",
             ),
-            click.Option(["--keyword", "keywords"], multiple=True, metavar="NAME=VALUE", help="Given to both always."),
-            click.Option(["--closed-form"], metavar="MODULE:FUNCTION", help="The true function, in NumPy."),
-            click.Option(["--surrogate"], is_flag=True, help="The rule is on purpose not the derivative."),
             click.Option(
-                ["--point", "points"], type=float, multiple=True, help="A kink, or another point to check at."
+                ["--keyword", "keywords"],
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="A keyword argument that both functions are called with.",
+            ),
+            click.Option(["--closed-form"], metavar="MODULE:FUNCTION", help="The true function, in NumPy."),
+            click.Option(["--surrogate"], is_flag=True, help="The rule is intentionally not the derivative."),
+            click.Option(
+                ["--point", "points"],
+                type=float,
+                multiple=True,
+                help="A kink, or another point to check at; may be repeated.",
             ),
             click.Option(
                 ["--dtype", "dtypes"],
                 type=click.Choice(parity.DTYPES),
                 multiple=True,
                 default=parity.DTYPES,
-                help="Types to check in; all where none is named.",
+                help="A dtype to check in; may be repeated. All by default.",
             ),
             click.Option(
-                ["--only"], type=click.Choice(list(parity.CHECKS)), multiple=True, help="Checks to make, and no other."
+                ["--only"],
+                type=click.Choice(list(parity.CHECKS)),
+                multiple=True,
+                help="A check to run; may be repeated. All by default.",
             ),
-            click.Option(["--compiled/--no-compiled"], default=True, help="Compiled modes, which take seconds."),
-            click.Option(["--seed"], type=click.IntRange(0), default=0, help="Of cotangents, tangents and directions."),
+            click.Option(
+                ["--compiled/--no-compiled"], default=True, help="Whether to check compiled modes, which takes seconds."
+            ),
+            click.Option(
+                ["--seed"],
+                type=click.IntRange(0),
+                default=0,
+                help="Seed of the random cotangents, tangents and directions.",
+            ),
             click.Option(["--report"], metavar="FILE", callback=reportable, help="Save a report; .html or .json."),
         ],
         short_help="Check a port of an operator from one framework to the other.",
-        help=f"""
-Say whether PORT does what REFERENCE does, derivatives and all, how that is known, and whether these inputs could have
-shown a fault.
+        help="""
+Check that PORT computes the same as REFERENCE, with all its derivatives, and that the inputs would have shown a fault.
 
 REFERENCE and PORT are functions, as in my_ops:softplus or my_ops.py:softplus; the first in PyTorch and the second in
-JAX, unless --frameworks says otherwise. Each check passes, fails, is refused by a side that raises, or does not apply.
-{EXIT_CODES}""",
+JAX, unless --frameworks says otherwise. Each check passes, fails, is refused because a side raises, or does not apply.
+
+Exit code: 0 if no check failed, 1 if a check failed, 2 if the command or its input is wrong, 130 if interrupted.""",
     )
 
 

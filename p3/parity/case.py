@@ -237,7 +237,7 @@ class Case:
         assert self.closed_form is not None
         try:
             result = self.closed_form(*inputs)
-        except Exception as error:  # whatever a user's function raises
+        except (Exception, SystemExit) as error:  # a user's function raises anything, and may exit
             text = f"closed_form cannot be called at the inputs, or near them: {type(error).__name__}: {error}"
             raise InputError(" ".join(text.split())) from error
         return tuple(np.asarray(y) for y in (result if isinstance(result, tuple) else (result,)))

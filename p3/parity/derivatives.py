@@ -1,6 +1,7 @@
 """The value and the derivatives: held against the truth, and then against the other side."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -186,21 +187,43 @@ def true_at(
     return known.values[k][index].item() if np.isfinite(known.errors[k][index]) else None
 
 
+LARGEST_SNIPPET = 64  # numbers, in all arrays together
+
+
 def snippet(case: Case, quantity: Quantity, side: str, k: int, mismatch: Mismatch) -> str:
-    """Python that shows an element that is wrong: by itself where it depends on its own inputs alone."""
+    """
+    A program that prints an element that is wrong: by itself where it depends on its own inputs alone.
+
+    There is none where the function cannot be imported, or the arrays are too large to be printed.
+    """
+    made = getattr(dict(case.sides)[side], "program", "")
     groups = quantity.groups
     shape = case.values[0].shape
-    names = ["inputs", "cotangents" if "vjp" in quantity.name else "tangents", "directions"]
     index: tuple[int, ...] = (k, *mismatch.element)
     if case.elementwise and all(x.shape == shape for group in groups for x in group):
         groups = tuple(tuple(np.asarray(x[mismatch.element]) for x in group) for group in groups)
         index = (k,)
-    size = sum(x.size for group in groups for x in group)
-    lines = ["import numpy as np" if size <= 64 else "from p3.parity.operator import at_precision"]
-    for name, group in zip(names, groups, strict=False):
-        arrays = at_precision(group, mismatch.precision)
-        given = ", ".join(f"np.array({wide(x).tolist() if is_inexact(x) else x.tolist()}, '{x.dtype}')" for x in arrays)
-        lines.append(f"{name} = ({given},)" if size <= 64 else f"{name} = at_precision({name}, '{mismatch.precision}')")
-    call = f"{side.removeprefix('the ')}.{quantity.method}({', '.join(names[: len(groups)])})"
-    lines.append(f"print({call}{''.join(f'[{i}]' for i in index[:1])}{list(index[1:]) or ''})")
+    if not made or sum(x.size for group in groups for x in group) > LARGEST_SNIPPET:
+        return ""
+    name = side.removeprefix("the ")
+    names = ["inputs", "cotangents" if "vjp" in quantity.name else "tangents", "directions"][: len(groups)]
+    lines = ["import numpy as np", *(["import ml_dtypes"] if mismatch.precision == "bfloat16" else []), ""]
+    lines.append(made.replace("operator = ", f"{name} = ", 1))
+    for group_name, group in zip(names, groups, strict=True):
+        arrays = ", ".join(
+            f"np.array({text_of((wide(x) if is_inexact(x) else x).tolist())}, '{x.dtype}')"
+            for x in at_precision(group, mismatch.precision)
+        )
+        lines.append(f"{group_name} = ({arrays},)")
+    element = f"{list(index[1:])}" if len(index) > 1 else ""
+    lines.append(f"print({name}.{quantity.method}({', '.join(names)})[{k}]{element})")
     return "\n".join([*lines, f"# {mismatch.got!r}, and {mismatch.expected!r} was expected"])
+
+
+def text_of(number: Any) -> str:
+    """A number, or a list of them, as Python."""
+    if isinstance(number, list):
+        return f"[{', '.join(map(text_of, number))}]"
+    if isinstance(number, complex):
+        return f"complex({text_of(number.real)}, {text_of(number.imag)})"
+    return repr(number) if np.isfinite(number) else f"float('{number}')"

@@ -267,5 +267,5 @@ def is_plantable(case: Case, fault: Fault) -> bool:
         with np.errstate(all="ignore"):
             made = fault.rule(case.port, case.inputs, case.cotangents) is not None
         return made and changes_anything(case, fault)
-    except Exception:  # a port that refuses second derivatives, or other inputs, cannot have the fault in them
+    except (Exception, SystemExit):  # a port that raises for second derivatives or other inputs has no fault there
         return False

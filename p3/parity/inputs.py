@@ -1,11 +1,11 @@
-"""Inputs and functions by name, as the command takes them."""
+"""Inputs and functions by name, as the command takes them, and the name of a function."""
 
 import ast
 import importlib
 import importlib.util
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -25,6 +25,7 @@ OPERATIONS: dict[type, Callable[..., Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
+LOADED = "checked_"  # what the name of a module begins with that was loaded from a file
 ALLOWED = (
     f"a file.npy, a file.npz:name, or an expression of numbers, {', '.join(NAMES)}, lists, + - * / and "
     f"{', '.join(MAKERS)}, "
@@ -170,13 +171,43 @@ def load_function(text: str) -> Any:
     return function
 
 
+def name_of(function: Any) -> str | None:
+    """The name by which `load_function` finds a function; None for a lambda, a closure, and what stands in a script."""
+    module_name, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
+    module = sys.modules.get(module_name)
+    if module is None or module_name == "__main__":
+        return None
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is not function:
+        return None
+    return f"{module.__file__ if module_name.startswith(LOADED) else module_name}:{name}"
+
+
+def program_of(package: str, function: Any, options: Mapping[str, Any]) -> str:
+    """Python that makes an operator of a function and options; empty where they have no names or values in Python."""
+    name = name_of(function)
+    try:
+        given = [
+            f"{option}={value!r}" for option, value in options.items() if ast.literal_eval(repr(value)) is not None
+        ]
+    except (SyntaxError, ValueError):
+        return ""
+    if name is None:
+        return ""
+    lines = [f"import {package}", "from p3.parity.inputs import load_function", ""]
+    arguments = ", ".join([f"load_function({name!r})", *given])
+    return "\n".join([*lines, f"operator = {package}.as_operator({arguments})"])
+
+
 def load_module(name: str) -> Any:
     """The module of a name, or in a file."""
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: there is no such file")
-        name = f"checked_{path.stem}"  # since a file may well be called torch.py
+        name = f"{LOADED}{path.stem}"  # since a file may well be called torch.py
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None

@@ -150,7 +150,7 @@ def rule(case: Case) -> CheckResult:
     for side, operator in case.sides:
         try:
             names = operator.rules(case.inputs)
-        except Exception as error:  # whatever a framework raises while it traces
+        except (Exception, SystemExit) as error:  # whatever a framework or a function raises, and where it exits
             return CheckResult("rule", "refused", f"{side}: {type(error).__name__}: {error}")
         notes.append(f"{side}'s {', '.join(names)}" if names else f"{side} has no hand-written rule")
         for method, others in (("vjp", case.cotangents), ("jvp", case.tangents)) if names else ():

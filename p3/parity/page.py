@@ -51,27 +51,34 @@ def plot_errors(case: Case) -> Figure:
 
 
 def draw_differences(axes: Axes, case: Case, name: str) -> None:
-    """One of the two."""
+    """The output or the gradient that differs most, in each precision."""
     quantity = case.quantity(name)
-    x = case.inputs[case.arguments[0]]
-    for precision, colour in COLOURS.items():
+    drawn: dict[str, list[np.ndarray]] = {}  # by precision: the difference of each array of the quantity
+    for precision in COLOURS:
         try:
             results = quantity.of(case.port, precision), quantity.of(case.reference, precision), case.size(quantity)
         except RefusalError:
             continue
-        first = [triple for triple in zip(*results, strict=False) if triple[0].shape == triple[1].shape][:1]
-        for a, b, size in first:
-            epsilons = in_epsilons(a, b, size, precision).ravel()
-            over_input = case.elementwise and epsilons.size == x.size and x.dtype.kind != "c"
-            at = wide(x).ravel() if over_input else np.arange(epsilons.size)
-            drawn = np.where(epsilons > 0, epsilons, np.nan)
-            axes.semilogy(
-                at, drawn, ".", markersize=3, color=colour, label=f"{precision}, {int((epsilons == 0).sum())} equal"
-            )
-            axes.set(xlabel="input" if over_input else "element")
+        drawn[precision] = [
+            in_epsilons(a, b, size, precision) if a.shape == b.shape else np.empty(0)
+            for a, b, size in zip(*results, strict=False)
+        ]
+    count = min(map(len, drawn.values()), default=0)
+    worst = [max(arrays[k].max(initial=-1.0) for arrays in drawn.values()) for k in range(count)]
+    k = int(np.argmax(worst)) if worst else 0
+    x = case.inputs[case.arguments[k if name == "vjp" else 0]]
+    for precision, arrays in drawn.items():
+        epsilons = arrays[k].ravel() if arrays else np.empty(0)
+        over_input = case.elementwise and epsilons.size == x.size and x.dtype.kind != "c"
+        at = wide(x).ravel() if over_input else np.arange(epsilons.size)
+        heights = np.where(epsilons > 0, epsilons, np.nan)
+        label = f"{precision}, {int((epsilons == 0).sum())} equal"
+        axes.semilogy(at, heights, ".", markersize=3, color=COLOURS[precision], label=label)
+        axes.set(xlabel="input" if over_input else "element")
     if axes.lines and all(not np.isfinite(line.get_ydata()).any() for line in axes.lines):
         axes.text(0.5, 0.5, "equal to the bit", transform=axes.transAxes, ha="center", fontsize="x-large")
     axes.axhline(PARITY.epsilons, color="0.6", linewidth=1, label=f"tolerance, {PARITY.epsilons} epsilons")
-    axes.set(title=f"{name}, difference in epsilons")
+    part = f", {case.parts(quantity)[k]}" if len(worst) > 1 else ""
+    axes.set(title=f"{name}{part}, difference in epsilons")
     axes.legend()
     axes.grid(alpha=0.3)

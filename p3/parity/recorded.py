@@ -61,6 +61,11 @@ class Recorded:
                 raise refusal_of(error, self.side, method) from error
         return self._results[key]
 
+    @property
+    def program(self) -> str:
+        """As the operator's, if it has one."""
+        return getattr(self.operator, "program", "")
+
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """As the operator's."""
         return self.operator.arguments(inputs)

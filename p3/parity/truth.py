@@ -262,6 +262,6 @@ def complex_step(f: Function, inputs: Arrays, positions: tuple[int, ...], tangen
         given[position] = np.asarray(given[position] + 1j * h * tangent)
     try:
         results = f(tuple(given))
-    except Exception:  # whatever a framework raises for numbers that a function does not take
+    except (Exception, SystemExit):  # whatever is raised for numbers that a function does not take
         return None
     return tuple(y.imag / h for y in results) if all(y.dtype.kind == "c" for y in results) else None
