@@ -147,22 +147,22 @@ def atlas() -> None:
 
 FOLDER = click.Path(path_type=Path, file_okay=False, writable=True)
 PARTS = click.option("--parts", type=FOLDER, default=HERE / ".atlas", help="Where results are kept, to go on from.")
-README = click.Path(path_type=Path, exists=True, dir_okay=False, writable=True)
+PAGE = click.Path(path_type=Path, exists=True, dir_okay=False, writable=True)
 
 
 @atlas.command()
 @PARTS
 @click.option("--folder", type=FOLDER, default=HERE, help="Where atlas.json, .html and .png go.")
-@click.option("--readme", type=README, help="The README whose part is to be written.")
-def make(parts: Path, folder: Path, readme: Path | None) -> None:
+@click.option("--page", type=PAGE, help="The page whose list to replace: docs/atlas.md.")
+def make(parts: Path, folder: Path, page: Path | None) -> None:
     """Examine every pair that has no result yet, and write the atlas."""
     folder.mkdir(parents=True, exist_ok=True)
     made, unneeded = assemble(load_pairs(), parts)
     (folder / "atlas.json").write_text(made.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (folder / "atlas.html").write_text(atlas_page.page(made), encoding="utf-8")
     atlas_page.draw(made).savefig(folder / "atlas.png", dpi=110)
-    if readme is not None:
-        write_part(readme, atlas_page.readme_part(made))
+    if page is not None:
+        write_part(page, atlas_page.docs_part(made))
     click.echo(f"{len(made.entries)} functions; cells: " + counted(made.cells()))
     click.echo("differences: " + counted(made.counts()))
     for pattern in unneeded:

@@ -1,4 +1,4 @@
-"""The atlas as one self-contained page, as a picture, and in the README."""
+"""The atlas as one self-contained page, as a picture, and in docs/atlas.md."""
 
 from itertools import groupby
 from pathlib import Path
@@ -91,8 +91,8 @@ def draw(atlas: Atlas) -> Figure:
     return figure
 
 
-def readme_part(atlas: Atlas) -> str:
-    """The counts and the most surprising differences, for the README."""
+def docs_part(atlas: Atlas) -> str:
+    """The counts and the most surprising differences, for docs/atlas.md."""
     counts, cells = atlas.counts(), atlas.cells()
     versions = " and ".join(f"{name} {atlas.versions[name]}" for name in ("torch", "jax"))
     lines = [
@@ -106,7 +106,7 @@ def readme_part(atlas: Atlas) -> str:
         "The most surprising ones:",
         "",
         *(
-            f"{rank}. [`{name}`](comparisons/atlas.html#{name}): {' '.join(difference.text.split())}"
+            f"{rank}. [`{name}`](../comparisons/atlas.html#{name}): {' '.join(difference.text.split())}"
             for rank, (name, difference) in enumerate(atlas.surprises(), start=1)
         ),
     ]

@@ -1,10 +1,10 @@
 """
 What a fit and the operator cost, against everything that one would run instead, in one run.
 
-`python comparisons/benchmark.py --readme README.md` runs every race, and writes benchmark.json and benchmark.png beside
-itself, and the README's table. Every contender must give the same answer before it is timed. Then all of a race take
-turns, so that what else the machine does falls on all alike: a ratio of medians holds where seconds do not. The first
-turn compiles, and is told apart. Each race has a process of its own, so that none depends on what ran before it.
+`python comparisons/benchmark.py --page docs/speed.md` runs every race, writes benchmark.json and benchmark.png beside
+itself, and the tables of that page. Every contender must give the same answer before it is timed. Then all of a race
+take turns, so that what else the machine does falls on all alike: a ratio of medians holds where seconds do not. The
+first turn compiles, and is told apart. Each race has a process of its own, so that none depends on what ran before it.
 """
 
 import json
@@ -234,7 +234,7 @@ def draw(made: Mapping[str, Any]) -> Figure:
     return figure
 
 
-README_RACES = {
+PAGE_RACES = {
     "fit, 2000 points": "The tutorial's fit, 2000 points and 2000 steps in float32, the loop alone",
     "process": "The same from the command to the printed result",
     "operator, 1000000 points": "The operator and its vjp, 10⁶ points in float32",
@@ -247,10 +247,10 @@ README_RACES = {
 }
 
 
-def readme_part(made: Mapping[str, Any]) -> str:
-    """The tables of the README, in ratios and medians."""
+def page_part(made: Mapping[str, Any]) -> str:
+    """The tables of docs/speed.md, in ratios and medians."""
     lines = [f"On {made['machine']}, {made['date']}, with torch {made['torch']} and jax {made['jax']}:", ""]
-    for name, title in README_RACES.items():
+    for name, title in PAGE_RACES.items():
         if name not in made["races"]:
             continue
         race = made["races"][name]
@@ -268,14 +268,14 @@ def readme_part(made: Mapping[str, Any]) -> str:
     return "\n".join([BEGIN, *lines, "", END])
 
 
-def write_part(readme: Path, part: str) -> None:
-    """Put a part of the README, from its first line to its last, in the place of what was there between these."""
+def write_part(page: Path, part: str) -> None:
+    """Replace a part of a page, from the part's first line to its last."""
     begin, *_, end = part.splitlines()
-    before, opened, rest = readme.read_text(encoding="utf-8").partition(begin)
+    before, opened, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not (opened and closed):  # what stands behind would be lost
-        raise click.ClickException(f"{readme} has no part between the lines {begin!r} and {end!r}; add the two lines")
-    readme.write_text(before + part + after, encoding="utf-8")
+        raise click.ClickException(f"{page} has no part between the lines {begin!r} and {end!r}; add the two lines")
+    page.write_text(before + part + after, encoding="utf-8")
 
 
 def machine() -> str:
@@ -293,11 +293,11 @@ def machine() -> str:
 @click.option("--only", multiple=True, help="Races whose names begin so; all where none is given.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "benchmark.json", help="Where to write JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), default=HERE / "benchmark.png", help="Where to draw.")
-@click.option("--readme", type=click.Path(path_type=Path), help="The README whose part is to be written.")
-def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, readme: Path | None) -> None:
+@click.option("--page", type=click.Path(path_type=Path), help="The page whose tables to replace: docs/speed.md.")
+def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, page: Path | None) -> None:
     """Race everything, and write what it came to."""
-    if only and (readme is not None or output == HERE / "benchmark.json" or plot == HERE / "benchmark.png"):
-        raise click.UsageError("--only is a part of it all; give an --output and a --plot of its own, and no --readme")
+    if only and (page is not None or output == HERE / "benchmark.json" or plot == HERE / "benchmark.png"):
+        raise click.UsageError("--only is a part of it all; give an --output and a --plot of its own, and no --page")
     console = Console()
     made: dict[str, Any] = {
         "date": date.today().isoformat(),
@@ -322,8 +322,8 @@ def main(small: bool, only: tuple[str, ...], output: Path, plot: Path, readme: P
             console.print(f"{name}: {arrays:.3g}")
     output.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     draw(made).savefig(plot)
-    if readme is not None:
-        write_part(readme, readme_part(made))
+    if page is not None:
+        write_part(page, page_part(made))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """
 Which modes each operator is right in, which it refuses, and whether the hand-written rule is what ran.
 
-`python comparisons/modes.py --readme README.md` runs every mode, writes modes.json and, for people, modes.md beside
-itself, and the README's part. With a newer version of one framework installed,
+`python comparisons/modes.py --page docs/operator.md` runs every mode, writes modes.json and, for people, modes.md
+beside itself, and the table of that page. With a newer version of one framework installed,
 `python comparisons/modes.py --framework torch --newer` writes what that one gives beside them, and modes.md says which
 cells it would change.
 
@@ -58,7 +58,7 @@ SIGNS = {
     "wrong": "WRONG",
 }
 
-FIRST_AND_SECOND = {"reverse", "forward", "over", "vmap", "of"}  # the words of the modes that the README shows
+FIRST_AND_SECOND = {"reverse", "forward", "over", "vmap", "of"}  # the words of the modes that docs/operator.md shows
 BEGIN, END = "<!-- modes: written by comparisons/modes.py -->", "<!-- end of modes -->"
 
 # Why PyTorch comes to "right, rule dropped", which its own tables do not tell.
@@ -300,8 +300,8 @@ def markdown(made: dict[str, Any], newer: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme(made: dict[str, Any], readme: str) -> str:
-    """The README with its part of the table, up to second derivatives, and the count of each outcome."""
+def in_page(made: dict[str, Any], page: str) -> str:
+    """The page with its part of the table, up to second derivatives, and the count of each outcome."""
     cells = made["cells"]
     modes = [mode for mode in next(iter(cells.values())) if mode == "value" or set(mode.split()) <= FIRST_AND_SECOND]
     modes = [mode for mode in modes if mode.count("over") < 2]
@@ -313,7 +313,7 @@ def in_readme(made: dict[str, Any], readme: str) -> str:
         *key(),
         f"In all, {sum(counts.values())} cells: " + ", ".join(f"{counts[name]} {name}" for name in SIGNS) + ".",
     ]
-    before, _, rest = readme.partition(BEGIN)
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"])
 
@@ -327,8 +327,8 @@ def committed_newer() -> list[dict[str, Any]]:
 @click.option("--framework", "frameworks", type=click.Choice(["torch", "jax"]), multiple=True, default=["torch", "jax"])
 @click.option("--newer", is_flag=True, help="Write what newer versions give beside the table, and not the table.")
 @click.option("--folder", type=click.Path(path_type=Path), default=HERE, help="Where modes.json and modes.md go.")
-@click.option("--readme", "readme_path", type=click.Path(path_type=Path), help="The README whose part to write anew.")
-def main(frameworks: tuple[str, ...], newer: bool, folder: Path, readme_path: Path | None) -> None:
+@click.option("--page", type=click.Path(path_type=Path), help="The page whose table to replace: docs/operator.md.")
+def main(frameworks: tuple[str, ...], newer: bool, folder: Path, page: Path | None) -> None:
     """Run every mode of every operator, and write the table."""
     # Two devices on one CPU, for sharding; JAX reads this when it first looks for devices.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -343,8 +343,8 @@ def main(frameworks: tuple[str, ...], newer: bool, folder: Path, readme_path: Pa
     if newer:
         made = json.loads((folder / "modes.json").read_text())
     (folder / "modes.md").write_text(markdown(made, committed_newer()))
-    if readme_path:
-        readme_path.write_text(in_readme(made, readme_path.read_text()))
+    if page:
+        page.write_text(in_page(made, page.read_text()))
     wrong = [
         f"{column}: {mode}"
         for column, modes in made["cells"].items()

@@ -1,9 +1,9 @@
 """
 What a second process gains, and what the sum over processes costs, in one run.
 
-`python comparisons/scaling.py --readme README.md` measures, writes scaling.json and scaling.png beside itself, and the
-README's part. Two processes with a core each take turns at each number of points: one alone, both on a fit of their
-own at the same time, and both on one fit whose points they share. They have a memory bus in common, so that what
+`python comparisons/scaling.py --page docs/devices.md` measures, writes scaling.json and scaling.png beside itself, and
+the tables of that page. Two processes with a core each take turns at each number of points: one alone, both on a fit of
+their own at the same time, and both on one fit whose points they share. They have a memory bus in common, so that what
 sharing costs is the difference from two fits side by side.
 """
 
@@ -221,13 +221,13 @@ def draw(made: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def readme_part(made: Mapping[str, Any]) -> str:
-    """The tables of the README, and what the model says."""
+def page_part(made: Mapping[str, Any]) -> str:
+    """The tables of docs/devices.md: what was measured, and what the model predicts."""
     lines = [
         f"On {made['machine']}, {made['date']}, with torch {made['torch']} and jax {made['jax']}, a core for each of "
         "two processes; a step in float32:",
         "",
-        "| | points | one process | two | gain | two, × two fits of half side by side | in the sum | model | off by |",
+        "| | points | one process | two | gain | two, × two fits of half side by side | in the sum | model | error |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for backend, measured in made["measured"].items():
@@ -262,14 +262,14 @@ EXPONENTS = {4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸"}
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True, help="Of each measurement.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "scaling.json", help="Where to write JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), default=HERE / "scaling.png", help="Where to draw.")
-@click.option("--readme", type=click.Path(path_type=Path), help="The README whose part is to be written.")
+@click.option("--page", type=click.Path(path_type=Path), help="The page whose tables to replace: docs/devices.md.")
 @click.option("--worker", hidden=True, nargs=3, type=(click.Choice(list(BACKENDS)), str, int))
 def main(
     small: bool,
     turns: int,
     output: Path,
     plot: Path,
-    readme: Path | None,
+    page: Path | None,
     worker: tuple[BackendName, str, int] | None,
 ) -> None:
     """Measure two processes, and write what it came to."""
@@ -293,9 +293,9 @@ def main(
             made["measured"][backend] = in_two_processes(backend, [FEWEST, 10**4] if small else list(SIZES), turns)
     output.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     draw(made).savefig(plot)
-    click.echo(readme_part(made))
-    if readme is not None:
-        write_part(readme, readme_part(made))
+    click.echo(page_part(made))
+    if page is not None:
+        write_part(page, page_part(made))
 
 
 if __name__ == "__main__":

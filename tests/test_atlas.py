@@ -184,12 +184,12 @@ def test_a_command_shows_one_function(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [atlas_page.BEGIN, atlas_page.END, ""])
-def test_a_readme_without_its_part_is_left_as_it_is(tmp_path, kept):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{kept}\nafter\n")
-    with pytest.raises(click.ClickException, match=r"README\.md has no part between the lines '<!-- atlas"):
-        atlas.write_part(readme, atlas_page.readme_part(ATLAS))
-    assert readme.read_text() == f"before\n{kept}\nafter\n"
+def test_a_page_without_its_part_is_left_as_it_is(tmp_path, kept):
+    page = tmp_path / "atlas.md"
+    page.write_text(f"before\n{kept}\nafter\n")
+    with pytest.raises(click.ClickException, match=r"atlas\.md has no part between the lines '<!-- atlas"):
+        atlas.write_part(page, atlas_page.docs_part(ATLAS))
+    assert page.read_text() == f"before\n{kept}\nafter\n"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b'{"cells": {}}'])
@@ -206,10 +206,9 @@ def test_a_pair_that_the_checker_cannot_express_is_an_error_of_the_checker():
     assert {cell.verdict for cell in examine(broken).cells.values()} == {"error of the checker"}
 
 
-def test_the_page_and_the_readme_are_made_of_it():
+def test_the_page_and_the_docs_are_made_of_it():
     assert (COMMITTED / "atlas.html").read_text(encoding="utf-8") == atlas_page.page(ATLAS)
-    part = atlas_page.readme_part(ATLAS)
-    assert part in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert atlas_page.docs_part(ATLAS) in (ROOT / "docs" / "atlas.md").read_text(encoding="utf-8")
     assert len(ATLAS.surprises()) == 10
     assert "(comparisons/atlas.png)" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (COMMITTED / "atlas.png").read_bytes().startswith(b"\x89PNG")

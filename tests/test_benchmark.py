@@ -9,7 +9,7 @@ import benchmark
 import contenders
 import numpy as np
 import pytest
-from benchmark import BEGIN, END, KEEP, Race, apart, close_to, readme_part, run, seconds
+from benchmark import BEGIN, END, KEEP, Race, apart, close_to, page_part, run, seconds
 from click.testing import CliRunner
 from conftest import COMPARISONS
 from contenders import timed
@@ -36,11 +36,11 @@ def test_a_contender_that_takes_twice_as_long_is_found_to():
 def test_the_readmes_table_has_medians_and_their_ratios():
     taken = {"limit": (1.0, 2.0, 30.0), "other": (4.0, 5.0, 60.0)}
     made = {"machine": "m", "date": "d", "torch": "t", "jax": "j", "memory": {"one": 2.004}}
-    made["races"] = {"process": {"limit": "limit", "seconds": taken}, "not the README's": None}
-    part = readme_part(made)
+    made["races"] = {"process": {"limit": "limit", "seconds": taken}, "not on the page": None}
+    part = page_part(made)
     assert "| limit | 2 s | 1 |\n| other | 5 s | 2.5 |\n" in part
     assert "| one | 2 |" in part
-    assert "not the README's" not in part
+    assert "not on the page" not in part
 
 
 def test_races_whose_memory_is_kept_have_the_environment_that_keeps_it(tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_races_whose_memory_is_kept_have_the_environment_that_keeps_it(tmp_path,
     monkeypatch.setattr(benchmark, "apart", pretend)
     command = ["--output", str(tmp_path / "benchmark.json"), "--plot", str(tmp_path / "benchmark.png")]
     CliRunner().invoke(benchmark.main, command, catch_exceptions=False)
-    assert set(environments) == set(benchmark.races(small=False)) > set(benchmark.README_RACES) - {"process"}
+    assert set(environments) == set(benchmark.races(small=False)) > set(benchmark.PAGE_RACES) - {"process"}
     for name, environment in environments.items():
         assert environment == (KEEP if "memory kept" in name else None)
 
@@ -133,9 +133,9 @@ def test_the_c_library_leaves_the_processor_as_it_was():
 
 @pytest.mark.slow
 def test_every_race_at_a_small_size(tmp_path):
-    output, plot, readme = tmp_path / "benchmark.json", tmp_path / "benchmark.png", tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
-    command = ["--small", "--output", str(output), "--plot", str(plot), "--readme", str(readme)]
+    output, plot, page = tmp_path / "benchmark.json", tmp_path / "benchmark.png", tmp_path / "speed.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    command = ["--small", "--output", str(output), "--plot", str(plot), "--page", str(page)]
     finished = CliRunner().invoke(benchmark.main, command, catch_exceptions=False)
     assert finished.exit_code == 0
     made = json.loads(output.read_text(encoding="utf-8"))
@@ -146,16 +146,16 @@ def test_every_race_at_a_small_size(tmp_path):
     assert {name.partition(",")[0] for name in made["races"]} == {"fit", "steps", "operator", "bfloat16", "starts"}
     assert set(made["memory"]) == set(benchmark.MEASURED)
     assert plot.read_bytes().startswith(b"\x89PNG")
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
 
 
-def test_the_readme_says_what_the_benchmark_printed():
+def test_the_page_says_what_the_benchmark_printed():
     made = json.loads((COMPARISONS / "benchmark.json").read_text(encoding="utf-8"))
-    readme = (COMPARISONS.parent / "README.md").read_text(encoding="utf-8")
-    assert readme_part(made) in readme
+    page = COMPARISONS.parent / "docs" / "speed.md"
+    assert page_part(made) in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

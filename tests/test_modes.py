@@ -28,9 +28,9 @@ def test_the_page_is_the_tables():
     assert (COMPARISONS / "modes.md").read_text() == modes.markdown(COMMITTED, modes.committed_newer())
 
 
-def test_the_readmes_part_is_the_tables():
-    readme = (COMPARISONS.parent / "README.md").read_text()
-    assert readme == modes.in_readme(COMMITTED, readme)
+def test_the_docs_part_is_the_tables():
+    page = (COMPARISONS.parent / "docs" / "operator.md").read_text()
+    assert page == modes.in_page(COMMITTED, page)
 
 
 def test_a_wrong_result_and_a_dropped_rule_are_told_apart():
@@ -73,7 +73,7 @@ def test_the_committed_table_is_what_running_gives(tmp_path):
     made = json.loads((tmp_path / "modes.json").read_text())
     advice = (
         f"committed with {COMMITTED['versions']}, and this is {made['versions']}; "
-        "if the change is meant: python comparisons/modes.py --readme README.md"
+        "if the change is meant: python comparisons/modes.py --page docs/operator.md"
     )
     assert not changed(made), "\n".join([advice, *changed(made)])
     assert made == COMMITTED, advice
