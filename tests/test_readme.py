@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import COMPARISONS
@@ -39,16 +38,15 @@ def test_links_lead_to_files(page):
         assert (page.parent / link).is_file(), link
 
 
+def python_of(page):
+    return "\n".join(text for language, text in blocks(page.read_text(encoding="utf-8")) if language == "python")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.name)
 def test_python_blocks_run_in_order(page, tmp_path):
-    programs = [block for language, block in blocks(page.read_text(encoding="utf-8")) if language == "python"]
-    if not programs:
-        pytest.skip("has no Python")
     (tmp_path / "comparisons").symlink_to(COMPARISONS)
-    finished = subprocess.run(
-        [sys.executable, "-c", "\n".join(programs)], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    finished = subprocess.run([sys.executable, "-c", python_of(page)], cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
 
 
@@ -61,56 +59,41 @@ class Ran:
         self.code, self.pieces = map(int, marker.split())
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def run_lines(folder):
     """Every line of the shell blocks, run in one shell; but the environment is this one, and the tests are not run."""
-    folder = tmp_path_factory.mktemp("clone")
     (folder / "comparisons").symlink_to(COMPARISONS)
     (folder / ".venv").symlink_to(sys.prefix)
     text = "\n".join(block for language, block in blocks(README) if language == "sh")
-    assert text.count(SET_UP.format("all")) == text.count(SET_UP.format("test") + ".venv/bin/pytest\n") == 1
-    lines = (
-        text.replace(SET_UP.format("test") + ".venv/bin/pytest\n", "").replace(SET_UP.format("all"), "").splitlines()
-    )
-    script = "".join(f"{line}\necho; echo $? $(ls run 2>/dev/null | grep -c '^[0-9]'); echo @@\n" for line in lines)
-    script = script.replace("\necho; echo $?", "\ncode=$?; echo; echo $code")
-    finished = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=1500)
-    printed = finished.stdout.split("@@\n")
-    assert printed.pop() == "", finished.stderr
-    return folder, [Ran(line, said) for line, said in zip(lines, printed, strict=True)], finished.stderr
+    install, tests = SET_UP.format("all"), SET_UP.format("test") + ".venv/bin/pytest\n"
+    assert text.count(install) == text.count(tests) == 1
+    lines = text.replace(tests, "").replace(install, "").splitlines()
+    after = "code=$?; echo; echo $code $(ls run 2>/dev/null | grep -c '^[0-9]'); echo @@"
+    script = "".join(f"{line}\n{after}\n" for line in lines)
+    finished = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
+    *printed, rest = finished.stdout.split("@@\n")
+    assert rest == "", finished.stderr
+    return [Ran(line, said) for line, said in zip(lines, printed, strict=True)], finished.stderr
 
 
 @pytest.mark.slow
-def test_every_command_runs_as_it_stands_in_order(ran):
-    folder, lines, errors = ran
-    assert [(line.line, line.code) for line in lines if line.code] == [
-        (line.line, 1) for line in lines if line.line.startswith("p3 check")
-    ], errors
-    assert (folder / "fit.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "basin.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "comparison" / "comparison.html").is_file()
-
-
-@pytest.mark.slow
-def test_the_output_that_is_shown_is_what_is_printed(ran):
-    _, lines, _ = ran
+def test_every_command_runs_in_order_and_does_what_is_said_of_it(tmp_path):
+    ran, errors = run_lines(tmp_path)
+    (check,) = [line for line in ran if line.line.startswith("p3 check")]
+    assert [(line.line, line.code) for line in ran if line.code] == [(check.line, 1)], errors
     (shown,) = [block for language, block in blocks(README) if not language]
-    (check,) = [line for line in lines if line.line.startswith("p3 check")]
     assert words(shown) in words(check.output)
-
-
-@pytest.mark.slow
-def test_the_run_is_stopped_before_it_is_resumed(ran):
-    _, lines, _ = ran
-    stopped, resumed = [line for line in lines if "--checkpoint run" in line.line]
+    stopped, resumed = [line for line in ran if "--checkpoint run" in line.line]
     assert len(stopped.output.splitlines()) == 5
-    assert 5 <= stopped.pieces < resumed.pieces == 200
+    assert 5 <= stopped.pieces < resumed.pieces == 200  # it is really stopped before it is resumed
     assert resumed.output.startswith("Result: y = ")
+    for name in ("fit.png", "basin.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "comparison" / "comparison.html").is_file()
 
 
 def test_docs_show_the_same_output():
     (shown,) = [block for language, block in blocks(README) if not language]
-    assert shown in Path(ROOT / "docs" / "checker.md").read_text(encoding="utf-8")
+    assert shown in (ROOT / "docs" / "checker.md").read_text(encoding="utf-8")
 
 
 def test_blocks_are_found():
