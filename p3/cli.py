@@ -47,9 +47,6 @@ def run(command: click.Command) -> NoReturn:
     except click.Abort:
         complain("interrupted")
         code = 130
-    except SystemExit as error:  # click's own exits are not raised here
-        complain(f"a function that was called has called sys.exit({error.code!r}); let it return or raise")
-        code = 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

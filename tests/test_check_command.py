@@ -133,7 +133,7 @@ named = Named()
     [
         (["torch:sin", "jax.numpy:cos", "--closed-form", "exits:closed"], "closed_form cannot be called"),
         (["torch:sin", "exits:port"], "cannot be called with inputs of"),
-        (["exits:named", "jax.numpy:cos"], "has called sys.exit(None)"),
+        (["exits:named", "jax.numpy:cos"], "a function has called sys.exit(None)"),
     ],
 )
 def test_a_function_that_exits_is_no_success(tmp_path, sides, said):

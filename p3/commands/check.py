@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from p3 import parity
 from p3.backends import BACKENDS, BackendName, load
 from p3.commands.files import reportable
+from p3.errors import InputError
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 
 
@@ -102,14 +103,15 @@ def check_callback(
     static = dict(parse_keyword(text) for text in keywords)
     with two_devices():
         packages = [load(framework) for framework in frameworks]
-    sides = [
-        package.as_operator(load_function(name), **static)
-        for package, name in zip(packages, (reference, port), strict=True)
-    ]
-    if closed_form is not None:
-        options["closed_form"] = load_function(closed_form)
-    with check_progress() as progress:
-        result = parity.check(sides[0], sides[1], arrays, progress=progress, **options)
+    with exits_reported():
+        sides = [
+            package.as_operator(load_function(name), **static)
+            for package, name in zip(packages, (reference, port), strict=True)
+        ]
+        if closed_form is not None:
+            options["closed_form"] = load_function(closed_form)
+        with check_progress() as progress:
+            result = parity.check(sides[0], sides[1], arrays, progress=progress, **options)
     console = Console()
     console.print(result) if console.is_terminal else click.echo(result)
     if report is not None:
@@ -120,6 +122,15 @@ def check_callback(
 
             write_page(result, report)
     return 0 if result.ok else 1
+
+
+@contextmanager
+def exits_reported() -> Iterator[None]:
+    """Raise an `InputError` where the user's code calls sys.exit, which could end the command as if all were well."""
+    try:
+        yield
+    except SystemExit as error:
+        raise InputError(f"a function has called sys.exit({error.code!r}); let it return or raise instead") from error
 
 
 @contextmanager
