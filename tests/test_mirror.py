@@ -43,6 +43,10 @@ ONLY_IN = {
     ("torchp3", "Scaling"): "sets SCALED, and has torch.compile compile anew, as set_xla_metadata has jax.jit",
     ("torchp3", "is_scaling"): "reads SCALED, and while torch.compile traces, the modes",
     ("torchp3", "compile_apart"): "torch.compile limits how often it compiles a function anew; jax.jit does not",
+    (
+        "torchp3",
+        "forget_compiled",
+    ): "what JAX traced with scaled rules is found under that alone; Dynamo keeps it with f",
     ("jaxp3", "patched_rules"): "a custom_vjp keeps its rule with itself; PyTorch's are methods, patched one by one",
     ("torchp3", "undamped"): "torch.optim.SGD knows its first step by a momentum of None; optax's trace adds to 0",
     ("torchp3", "name_values"): "torch.optim's rules take lists; optax's take any tree",

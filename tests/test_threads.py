@@ -90,17 +90,18 @@ def test_other_threads_never_see_a_scaled_rule(backend):
         assert of_compiled(backend) == of_compiled_before, name
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
 @pytest.mark.parametrize("count", [2, 8])
-def test_checks_in_threads(count):
+def test_checks_in_threads(count, compiled):
     before = gradients("torch"), gradients("jax")
     right = torchp3.as_operator(torchp3.legendre_p3), jaxp3.as_operator(jaxp3.legendre_p3)
     wrong = torchp3.as_operator(torch.sin), jaxp3.as_operator(WRONG)
-    only = ["vjp", "jvp", "vjp of vjp", "jvp of vjp", "transformed", "rule"]
+    only = ["vjp", "jvp", "vjp of vjp", "jvp of vjp", "transformed", "rule", *(["compiled"] if compiled else [])]
     ready = threading.Barrier(count)
 
     def check(number):
         ready.wait()
-        return parity.check(*(wrong if number % 2 else right), POINTS, only=only, compiled=False)
+        return parity.check(*(wrong if number % 2 else right), POINTS, only=only, compiled=compiled)
 
     with ThreadPoolExecutor(count) as threads:
         reports = list(threads.map(check, range(count)))

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock
+from threading import RLock, active_count
 from typing import Any, Self
 from unittest import mock
 
@@ -158,7 +158,7 @@ class FunctionOperator:
         inputs = tuple(x[0] if i in self.batch else x for i, x in enumerate(inputs))
         functions = self.functions(inputs)
         with LOCK, ExitStack() as patches:
-            patches.callback(torch.compiler.reset)  # drops what was compiled with the scaled rules
+            patches.callback(forget_compiled)
             for function in functions:
                 for name in RULES:
                     rule = getattr(function, name)
@@ -266,7 +266,7 @@ class FunctionOperator:
         """The vjp, or with directions the vjp of the vjp, by `torch.autograd.grad`, as in training."""
         f, select = self.function(inputs)
         f = compile_apart(f) if self.is_compiled else f
-        with refusals(), self.scaled_rules(inputs), torch.enable_grad():
+        with refusals(), LOCK, self.scaled_rules(inputs), torch.enable_grad():
             tensors = from_arrays(inputs)
             arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
             results = f(arguments, tensors)
@@ -358,6 +358,12 @@ def tangent_of(dual: Tensor) -> Tensor:
 def compile_apart(f: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile`, with a limit of recompilations of its own: all calls of `run` compile the same few functions."""
     return torch.compile(f, isolate_recompiles=True)
+
+
+def forget_compiled() -> None:
+    """Drop what was compiled with scaled rules, unless another thread may be running what `reset` frees."""
+    if active_count() == 1:
+        torch.compiler.reset()
 
 
 class Scaling(TorchFunctionMode):
