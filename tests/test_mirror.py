@@ -42,7 +42,7 @@ ONLY_IN = {
     ("torchp3", "SCALED"): "autograd calls a rule in threads of its own too; JAX calls it in the thread that asks",
     ("torchp3", "Scaling"): "sets SCALED, and has torch.compile compile anew, as set_xla_metadata has jax.jit",
     ("torchp3", "is_scaling"): "reads SCALED, and while torch.compile traces, the modes",
-    ("torchp3", "compile_apart"): "torch.compile limits how often it compiles a function anew; jax.jit does not",
+    ("torchp3", "compile_apart"): "Dynamo keeps what it compiles with a function's code; jax.jit does not",
     (
         "torchp3",
         "forget_compiled",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from threading import RLock, active_count
+from types import FunctionType
 from typing import Any, Self
 from unittest import mock
 
@@ -356,8 +357,15 @@ def tangent_of(dual: Tensor) -> Tensor:
 
 
 def compile_apart(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile`, with a limit of recompilations of its own: all calls of `run` compile the same few functions."""
-    return torch.compile(f, isolate_recompiles=True)
+    """
+    `torch.compile` of a copy of a function.
+
+    Dynamo keeps what it compiles with a function's code, and runs the function eagerly once that is too much. All calls
+    of `run` have the same few functions.
+    """
+    copy = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    copy.__kwdefaults__ = f.__kwdefaults__
+    return torch.compile(copy)
 
 
 def forget_compiled() -> None:
