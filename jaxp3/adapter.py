@@ -4,9 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock, get_ident
+from threading import RLock, local
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +26,9 @@ REFUSALS = (  # what JAX says of what there is not
     "Reverse-mode differentiation does not work",
 )
 
-# A scaled rule is called by way of a method of a class that all threads share: one thread at a time.
-LOCK = RLock()
+FACTOR = local()  # .value: what rules are scaled by in a thread
+SCALED: dict[type, tuple[Any, int]] = {}  # by class of rules that are scalable: its method, and for how many threads
+LOCK = RLock()  # of SCALED; never held while a user's function runs
 
 
 def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
@@ -140,13 +140,19 @@ class FunctionOperator:
     @contextmanager
     def scaled_rules(self) -> Iterator[None]:
         """While it lasts, the result of every rule is multiplied in this thread, and in no other."""
-        if self.factor == 1.0:
+        if self.factor == factor_here():
             yield
             return
         # The metadata means nothing to XLA. It is part of what JAX finds a traced function by: without it, what is
         # jitted inside f would be taken from before, and other threads would find what was traced here.
-        with LOCK, patched_rules(self.factor), set_xla_metadata(p3_scaled_rules=self.factor):
-            yield
+        metadata = set_xla_metadata(p3_factor=self.factor)
+        with scalable(jax.custom_vjp, "bwd", multiplied), scalable(jax.custom_jvp, "jvp", scaled_jvp):
+            before, FACTOR.value = factor_here(), self.factor
+            try:
+                with metadata:
+                    yield
+            finally:
+                FACTOR.value = before
 
     def wide(self, *groups: Arrays) -> Any:
         """float64 and complex128 are switched on for a call that is given them, and for no other."""
@@ -312,47 +318,65 @@ def sharded(transform: Callable[..., JaxArrays]) -> Callable[..., JaxArrays]:
 def custom_functions(program: Any) -> set[str]:
     """The names of the functions with a rule of their own in a jaxpr, and in those within it; not JAX's own."""
     found = set()
-    for equation in program.jaxpr.eqns:
+    for equation in getattr(program, "jaxpr", program).eqns:  # jax.checkpoint's is without constants
         if equation.primitive.name in ("custom_vjp_call", "custom_jvp_call"):
             written = equation.params["call_jaxpr"].jaxpr.debug_info
             if not written.func_filename.startswith(JAX_ITSELF):
                 found.add(written.func_name)
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(inner, "jaxpr"):
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                     found |= custom_functions(inner)
     return found
 
 
+def factor_here() -> float:
+    """What rules are scaled by in this thread."""
+    return getattr(FACTOR, "value", 1.0)
+
+
 @contextmanager
-def patched_rules(factor: float) -> Iterator[None]:
-    """While it lasts, each `custom_vjp`'s or `custom_jvp`'s rule is scaled in this thread; not those of JAX itself."""
-    thread = get_ident()
-
-    def patched(kind: type, name: str, scale: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
-        call = kind.__call__
-
-        def call_scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if get_ident() != thread or self.__module__.startswith("jax."):
-                return call(self, *args, **kwargs)
-            scaled = object.__new__(type(self))  # a copy, since another thread may call the object itself
-            scaled.__dict__.update(self.__dict__, **{name: scale(getattr(self, name))})
-            return call(scaled, *args, **kwargs)
-
-        return mock.patch.object(kind, "__call__", call_scaled)
-
-    def scaled_jvp(rule: Callable[..., Any]) -> Callable[..., Any]:
-        def jvp(*args: Any) -> Any:
-            results, tangents = rule(*args)
-            return results, multiplied(lambda: tangents, factor)()
-
-        return jvp
-
-    with (
-        patched(jax.custom_vjp, "bwd", lambda rule: multiplied(rule, factor)),
-        patched(jax.custom_jvp, "jvp", scaled_jvp),
-    ):
+def scalable(kind: type, name: str, scale: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, the rules of a kind are scaled where a thread has a factor; not those of JAX itself."""
+    with LOCK:
+        if kind not in SCALED:
+            SCALED[kind] = (kind.__call__, 0)
+            kind.__call__ = call_scaled(kind.__call__, name, scale)
+        call, count = SCALED[kind]
+        SCALED[kind] = (call, count + 1)
+    try:
         yield
+    finally:
+        with LOCK:
+            call, count = SCALED.pop(kind)
+            if count > 1:
+                SCALED[kind] = (call, count - 1)
+            else:
+                kind.__call__ = call
+
+
+def call_scaled(call: Callable[..., Any], name: str, scale: Callable[..., Any]) -> Callable[..., Any]:
+    """How a `custom_vjp` or `custom_jvp` is called, with its rule scaled by the factor of the thread."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        factor = factor_here()
+        if factor == 1.0 or self.__module__.startswith("jax."):
+            return call(self, *args, **kwargs)
+        scaled = object.__new__(type(self))  # a copy, since another thread may call the object itself
+        scaled.__dict__.update(self.__dict__, **{name: scale(getattr(self, name), factor)})
+        return call(scaled, *args, **kwargs)
+
+    return method
+
+
+def scaled_jvp(rule: Callable[..., Any], factor: float) -> Callable[..., Any]:
+    """A jvp rule, its tangents multiplied."""
+
+    def jvp(*args: Any) -> Any:
+        results, tangents = rule(*args)
+        return results, multiplied(lambda: tangents, factor)()
+
+    return jvp
 
 
 def multiplied(rule: Callable[..., Any], factor: float) -> Callable[..., Any]:

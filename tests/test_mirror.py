@@ -39,15 +39,23 @@ ONLY_IN = {
     ("jaxp3", "FunctionOperator.wide"): "JAX has float64 only where 64-bit types are on; PyTorch always has it",
     ("jaxp3", "JAX_ITSELF"): "JAX's own functions have custom rules too; the derivatives of PyTorch's own are in C++",
     ("torchp3", "RULES"): "an autograd.Function has several rules to scale, a custom_vjp or custom_jvp has one",
-    ("torchp3", "SCALED"): "autograd calls a rule in threads of its own too; JAX calls it in the thread that asks",
     ("torchp3", "Scaling"): "sets SCALED, and has torch.compile compile anew, as set_xla_metadata has jax.jit",
-    ("torchp3", "is_scaling"): "reads SCALED, and while torch.compile traces, the modes",
+    ("torchp3", "FORWARD_MODE"): "PyTorch has one level of forward mode for all threads; JAX's tangents are in tracers",
+    ("torchp3", "PATIENCE"): "how long to wait for it",
+    ("torchp3", "forward_mode"): "waits for it",
     ("torchp3", "compile_apart"): "Dynamo keeps what it compiles with a function's code; jax.jit does not",
     (
         "torchp3",
         "forget_compiled",
     ): "what JAX traced with scaled rules is found under that alone; Dynamo keeps it with f",
-    ("jaxp3", "patched_rules"): "a custom_vjp keeps its rule with itself; PyTorch's are methods, patched one by one",
+    (
+        "jaxp3",
+        "call_scaled",
+    ): "a custom_vjp is an object, and a copy of it is scaled; PyTorch's rules are methods",
+    (
+        "jaxp3",
+        "scaled_jvp",
+    ): "a custom_jvp's rule gives the primal output too; PyTorch's jvp the tangent alone",
     ("torchp3", "undamped"): "torch.optim.SGD knows its first step by a momentum of None; optax's trace adds to 0",
     ("torchp3", "name_values"): "torch.optim's rules take lists; optax's take any tree",
     ("jaxp3", "decayed"): "a transform of its own in optax; torch.optim's rules take weight_decay",
@@ -85,6 +93,7 @@ FILES_ONLY_IN = {
 # What both have with different parameters, types or decorators, with the reason.
 DIFFERS = {
     "FunctionOperator.scaled_rules": "PyTorch's rules are found in the graph of some inputs, JAX's as they are called",
+    "scalable": "PyTorch's rules are replaced one by one; JAX's are scaled where they are called",
     "multiplied": "the rules of an autograd.Function are static methods",
     "clip": "torch.optim's rules take lists; optax's take any tree",
 }

@@ -113,16 +113,88 @@ def test_checks_in_threads(count, compiled):
     assert (gradients("torch"), gradients("jax")) == before
 
 
+RULES = [(torchp3.LegendrePolynomial3, "backward"), (torchp3.LegendrePolynomial3, "jvp")] + [
+    (kind, "__call__") for kind in (jax.custom_vjp, jax.custom_jvp)
+]
+
+
+@pytest.fixture(autouse=True)
+def rules_are_what_they_were():
+    before = [kind.__dict__[name] for kind, name in RULES]
+    yield
+    assert all(kind.__dict__[name] is rule for (kind, name), rule in zip(RULES, before, strict=True))
+
+
 def test_rules_are_put_back_whatever_happens(backend):
     def stop():
         raise KeyboardInterrupt
 
-    rules = [torchp3.LegendrePolynomial3.__dict__["backward"], jax.custom_vjp.__call__, jax.custom_jvp.__call__]
-    operator = as_operator(backend)
-    for mode in modes(operator).values():
+    for mode in modes(as_operator(backend)).values():
         with pytest.raises(KeyboardInterrupt):
             mode.scaled(4.0).vjp((np.array([0.5]),), (np.array([1.0]),), stop)
-    now = [torchp3.LegendrePolynomial3.__dict__["backward"], jax.custom_vjp.__call__, jax.custom_jvp.__call__]
-    assert all(a is b for a, b in zip(now, rules, strict=True))
     with ThreadPoolExecutor(1) as other:
         assert set(gradients(backend) + other.submit(gradients, backend).result() + of_compiled(backend)) == {0.375}
+
+
+def test_a_rule_is_scaled_in_two_threads_of_which_one_ends_first(backend):
+    operator, half, one = as_operator(backend), (np.array([0.5]),), (np.array([1.0]),)
+    begun, ended = threading.Event(), threading.Event()
+
+    def first():
+        begun.wait()
+        (scaled,) = operator.scaled(8.0).vjp(half, one)
+        ended.set()
+        return scaled
+
+    def between():
+        begun.set()
+        ended.wait()
+
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(first)
+        assert operator.scaled(4.0).vjp(half, one, between)[0] == 4 * 0.375
+        assert waiting.result() == 8 * 0.375
+
+
+def test_a_function_may_wait_for_a_thread_that_runs_an_operator(backend):
+    inner, half, one = as_operator(backend), (np.array([0.5]),), (np.array([1.0]),)
+    p3_of = {"torch": torchp3.legendre_p3, "jax": jaxp3.legendre_p3}[backend]
+    seen = []
+
+    def f(x):
+        with ThreadPoolExecutor(1) as other:
+            seen.append(other.submit(inner.vjp, half, one).result()[0].item())
+        return p3_of(x)
+
+    operator = {"torch": torchp3, "jax": jaxp3}[backend].as_operator(f)
+    assert operator.scaled(4.0).vjp(half, one)[0] == 4 * 0.375
+    assert operator.value(half)[0] == pytest.approx(-0.4375)
+    assert set(seen) == {0.375}
+
+
+def test_an_operator_within_a_function_is_not_scaled(backend):
+    inner, half, one = as_operator(backend), (np.array([0.5]),), (np.array([1.0]),)
+    p3_of = {"torch": torchp3.legendre_p3, "jax": jaxp3.legendre_p3}[backend]
+    seen = []
+
+    def f(x):
+        seen.extend(way.vjp(half, one)[0].item() for way in (inner, inner.scaled(2.0)))
+        return p3_of(x)
+
+    operator = {"torch": torchp3, "jax": jaxp3}[backend].as_operator(f)
+    assert operator.scaled(4.0).vjp(half, one)[0] == 4 * 0.375
+    assert set(seen[::2]) == {0.375}
+    assert set(seen[1::2]) == {2 * 0.375}
+
+
+def test_an_inherited_rule_is_scaled_once():
+    class Heir(torchp3.LegendrePolynomial3):
+        """The rules are its base's."""
+
+    operator = torchp3.as_operator(lambda x: Heir.apply(x) + torchp3.LegendrePolynomial3.apply(x))
+    assert operator.scaled(4.0).vjp((np.array([0.5]),), (np.array([1.0]),))[0] == 4 * 0.75
+
+
+def test_a_rule_under_checkpoint_is_found():
+    operator = jaxp3.as_operator(jax.checkpoint(jaxp3.legendre_p3))
+    assert operator.rules((np.array([0.5]),)) == ("legendre_p3",)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from threading import RLock, active_count
 from types import FunctionType
 from typing import Any, Self
-from unittest import mock
 
 import numpy as np
 import torch
@@ -22,10 +21,12 @@ Tensors = tuple[Tensor, ...]
 RULES = ("backward", "vjp", "jvp")  # the methods of an autograd.Function that are derivative rules
 REFUSALS = ("must override the setup_context", "does not have vmap support")  # what PyTorch says of what there is not
 
-# Forward mode has one level for all threads of the process, and a scaled rule is a method of a class that all threads
-# share: one thread at a time.
-LOCK = RLock()
-SCALED = "p3_scaled_rules"  # set in the local storage of a thread in which rules are scaled
+FORWARD_MODE = RLock()  # PyTorch has one level of forward mode for all threads of a process
+PATIENCE = 600  # seconds to wait for another thread's forward mode
+FACTOR = "p3_factor"  # what rules are scaled by in a thread, in its local storage
+# By class and name of a rule that is scalable: the rule as the class has it, and for how many threads it is scalable.
+SCALED: dict[tuple[type, str], tuple[Any, int]] = {}
+LOCK = RLock()  # of SCALED; never held while a user's function runs
 
 
 def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
@@ -153,20 +154,20 @@ class FunctionOperator:
     @contextmanager
     def scaled_rules(self, inputs: Arrays) -> Iterator[None]:
         """While it lasts, the result of every rule is multiplied in this thread, and in no other."""
-        if self.factor == 1.0:
+        if self.factor == factor_here():
             yield
             return
         inputs = tuple(x[0] if i in self.batch else x for i, x in enumerate(inputs))
-        functions = self.functions(inputs)
-        with LOCK, ExitStack() as patches:
+        with ExitStack() as patches:
             patches.callback(forget_compiled)
-            for function in functions:
+            scaling = patches.enter_context(Scaling(1.0))
+            # What f compiles here has rules that are not scaled, and is then scaled as a whole.
+            for function in self.functions(inputs):
                 for name in RULES:
-                    rule = getattr(function, name)
-                    if rule is not getattr(torch.autograd.Function, name):
-                        patches.enter_context(mock.patch.object(function, name, multiplied(rule, self.factor)))
-            with Scaling():
-                yield
+                    if getattr(function, name) is not getattr(torch.autograd.Function, name):
+                        patches.enter_context(scalable(function, name))
+            scaling.scale(self.factor)
+            yield
 
     def alone(self, argument: int, output: int) -> "FunctionOperator":
         """One differentiable output as a function of one argument."""
@@ -187,7 +188,7 @@ class FunctionOperator:
             transform = torch.vmap(transform, (axes, *(0 for _ in others)))
         if self.is_compiled:
             transform = compile_apart(transform)
-        with refusals(), LOCK, self.scaled_rules(inputs):
+        with refusals(), self.scaled_rules(inputs):
             return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
 
     def function(self, inputs: Arrays) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
@@ -239,7 +240,8 @@ class FunctionOperator:
                 duals = tuple(map(forward_ad.make_dual, select(tensors), tangents))
                 return tuple(map(tangent_of, f(duals, tensors)))
 
-        return self.run(jvp, inputs, tangents)
+        with forward_mode():
+            return self.run(jvp, inputs, tangents)
 
     def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
         """The vjp of the vjp."""
@@ -267,7 +269,7 @@ class FunctionOperator:
         """The vjp, or with directions the vjp of the vjp, by `torch.autograd.grad`, as in training."""
         f, select = self.function(inputs)
         f = compile_apart(f) if self.is_compiled else f
-        with refusals(), LOCK, self.scaled_rules(inputs), torch.enable_grad():
+        with refusals(), self.scaled_rules(inputs), torch.enable_grad():
             tensors = from_arrays(inputs)
             arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
             results = f(arguments, tensors)
@@ -298,7 +300,8 @@ class FunctionOperator:
                 gradients = pull_back(f(duals, tensors), duals, conjugate(cotangents), create_graph=True)
                 return tuple(map(tangent_of, conjugate(gradients)))
 
-        return self.run(jvp_of_vjp, inputs, cotangents, directions)
+        with forward_mode():
+            return self.run(jvp_of_vjp, inputs, cotangents, directions)
 
 
 @contextmanager
@@ -374,42 +377,96 @@ def forget_compiled() -> None:
         torch.compiler.reset()
 
 
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """One thread at a time is in forward mode."""
+    if not FORWARD_MODE.acquire(timeout=PATIENCE):
+        raise RuntimeError(
+            f"another thread has been in PyTorch's forward mode for {PATIENCE} s; let it end, and call again"
+        )
+    try:
+        yield
+    finally:
+        FORWARD_MODE.release()
+
+
 class Scaling(TorchFunctionMode):
     """
-    While it lasts, scaled rules scale in this thread, and in those of the autograd engine that work for it.
+    While it lasts, rules are scaled in this thread, and in those of the autograd engine that work for it.
 
     As a mode it changes nothing, but Dynamo reads it, and runs what it compiled under a mode only under that mode.
     """
 
+    def __init__(self, factor: float) -> None:
+        """By what rules are multiplied."""
+        super().__init__()
+        self.factor = factor
+
     def __enter__(self) -> Self:
-        """Rules scale from here on."""
-        torch._C._stash_obj_in_tls(SCALED, True)
+        """The factor is this one from here on."""
+        self.before = factor_here()
+        self.scale(self.factor)
         return super().__enter__()
 
+    def scale(self, factor: float) -> None:
+        """The factor is this one from here on."""
+        self.factor = factor
+        torch._C._stash_obj_in_tls(FACTOR, factor)
+
     def __exit__(self, *raised: Any) -> None:
-        """Rules scale no more."""
+        """The factor is again what it was."""
         super().__exit__(*raised)
-        torch._C._remove_obj_from_tls(SCALED)
+        if self.before == 1.0:
+            torch._C._remove_obj_from_tls(FACTOR)
+        else:
+            torch._C._stash_obj_in_tls(FACTOR, self.before)
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         """The function's own result."""
         return function(*arguments, **(options or {}))
 
 
-def is_scaling() -> bool:
-    """Whether this thread is `Scaling`; the backward pass sees no modes, and Dynamo sees nothing else."""
-    if not torch.compiler.is_dynamo_compiling():
-        return torch._C._is_key_in_tls(SCALED)
-    modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
-    return any(isinstance(mode, Scaling) for mode in modes)
+def factor_here() -> float:
+    """What rules are scaled by in this thread; the backward pass sees no modes, and Dynamo sees nothing else."""
+    factor = 1.0
+    if torch.compiler.is_dynamo_compiling():
+        for i in range(torch._C._len_torch_function_stack()):
+            mode = torch._C._get_function_stack_at(i)
+            if isinstance(mode, Scaling):
+                factor = mode.factor
+    elif torch._C._is_key_in_tls(FACTOR):
+        factor = torch._C._get_obj_in_tls(FACTOR)
+    return factor
 
 
-def multiplied(rule: Callable[..., Any], factor: float) -> Any:
-    """The rule, with its results multiplied in threads that are `Scaling`."""
+@contextmanager
+def scalable(function: type, name: str) -> Iterator[None]:
+    """While it lasts, a rule of a class is scaled in the threads that are `Scaling`; afterwards it is as before."""
+    owner = next(each for each in function.__mro__ if name in each.__dict__)  # where it may be inherited from
+    key = (owner, name)
+    with LOCK:
+        if key not in SCALED:
+            SCALED[key] = (owner.__dict__[name], 0)
+            setattr(owner, name, multiplied(getattr(owner, name)))
+        rule, count = SCALED[key]
+        SCALED[key] = (rule, count + 1)
+    try:
+        yield
+    finally:
+        with LOCK:
+            rule, count = SCALED.pop(key)
+            if count > 1:
+                SCALED[key] = (rule, count - 1)
+            else:
+                setattr(owner, name, rule)
+
+
+def multiplied(rule: Callable[..., Any]) -> Any:
+    """The rule, with its results multiplied by the factor of the thread."""
 
     def scaled_rule(*args: Any) -> Any:
-        results = rule(*args)
-        if not is_scaling():
+        results, factor = rule(*args), factor_here()
+        if factor == 1.0:
             return results
         if isinstance(results, tuple):
             return tuple(factor * y if isinstance(y, Tensor) else y for y in results)

@@ -58,7 +58,7 @@ class DataParallelOperator(FunctionOperator):
         tensors = from_arrays(inputs)
 
         def train(rank: int) -> Tensors:
-            with Scaling() if self.factor != 1.0 else nullcontext():
+            with Scaling(self.factor) if self.factor != 1.0 else nullcontext():
                 return pull_back(rank)
 
         def pull_back(rank: int) -> Tensors:
