@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from shutil import which
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from conftest import COMPARISONS
 from test_cli import SCRIPTS, refused, run
+from torch.nn.functional import leaky_relu
 
 import jaxp3
 import torchp3
@@ -91,6 +93,30 @@ def test_each_snippet_is_a_program_that_prints_what_was_got(inputs, tmp_path):
     (tmp_path / "shown.py").write_text(shown[0].snippet)
     finished = run(sys.executable, tmp_path / "shown.py")
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_snippet_has_the_options_of_the_operator():
+    port = torchp3.as_operator(leaky_relu, arguments=(0,), negative_slope=0.5)
+    report = parity.check(jaxp3.as_operator(jax.nn.leaky_relu), port, np.array([-3.0, 4.0]), only=["value"])
+    (finding, *_) = report["value"].findings
+    assert "functional:leaky_relu'), arguments=(0,), negative_slope=0.5)" in finding.snippet
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(finding.snippet, {})
+    assert float(printed.getvalue()) == finding.mismatch.got
+
+
+def test_both_sides_of_one_file_have_snippets(tmp_path):
+    (tmp_path / "both.py").write_text(
+        "import torch, jax.numpy as jnp\ndef f(x): return torch.sin(x)\ndef g(x): return 1.01 * jnp.cos(x)\n"
+        "def true(x):\n    import numpy\n    return numpy.exp(x)\n"
+    )
+    names = [f"{tmp_path / 'both.py'}:{name}" for name in ("f", "g", "true")]
+    f, g, true = map(load_function, names)
+    report = parity.check(
+        torchp3.as_operator(f), jaxp3.as_operator(g), np.linspace(0, 1, 3), only=["value"], closed_form=true
+    )
+    assert {finding.side for finding in report["value"].findings if finding.snippet} == {"the reference", "the port"}
 
 
 @pytest.mark.parametrize(

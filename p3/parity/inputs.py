@@ -1,6 +1,7 @@
 """Inputs and functions by name, as the command takes them, and the name of a function."""
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import operator
@@ -207,13 +208,20 @@ def load_module(name: str) -> Any:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: there is no such file")
-        name = f"{LOADED}{path.stem}"  # since a file may well be called torch.py
+        # A file may well be called torch.py, or as one in another folder; it is loaded once for both functions.
+        name = f"{LOADED}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+        if name in sys.modules:
+            return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
         return module
     sys.path.insert(0, "")
     try:

@@ -80,7 +80,8 @@ class ParityReport:
         parts: list[Any] = [table]
         for check in self.failed:
             for finding in check.findings:
-                parts += [Text(f"\n{check.name}: {finding}"), Text(finding.snippet, "dim")]
+                parts += [Text(f"\n{check.name}: {finding}")]
+                parts += [Text(finding.snippet, "dim")] if finding.snippet else []
         return Group(*parts, Text(f"\n{self.summary}"))
 
     def to_json(self) -> str:
