@@ -258,7 +258,7 @@ def key() -> list[str]:
     return [
         "| | |",
         "| --- | --- |",
-        f"| {SIGNS['right, by the rule']} | exact, by the hand-written rule: multiplied, it multiplies the result |",
+        f"| {SIGNS['right, by the rule']} | exact, by the hand-written rule: when it is scaled, so is the result |",
         f"| {SIGNS['right, rule dropped']} | exact, but the framework differentiated the polynomial instead |",
         f"| {SIGNS['right, no derivative']} | exact, and no derivative is taken |",
         f"| {SIGNS['refuses']} | raises |",
