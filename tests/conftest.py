@@ -1,6 +1,7 @@
 """What the tests share: the two problems, and fits made once."""
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # Of what calls the kernels, which is most of a program and computes nothing.
         patch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> Iterator[None]:
+    """Processes that the tests start can be interrupted, also where a shell has started the tests in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @cache
