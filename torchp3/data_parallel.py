@@ -105,7 +105,7 @@ class Ranks:
     """
     Two threads that average their gradients by DistributedDataParallel; where one fails, none waits for it.
 
-    They are threads, so that a rule that is patched is patched in both, and nothing has to be pickled. They average
+    They are threads, so that a rule that is scaled is scaled in both, and nothing has to be pickled. They average
     in memory, by a hook of DistributedDataParallel's, since two groups of Gloo's in one process can wait for each
     other without end: the reducer frees its group while it holds the interpreter's lock, and Gloo then joins a thread
     that waits for that lock.
