@@ -54,7 +54,7 @@ def fingerprint(text: str) -> str:
     """What a result depends on: the text that it is of, the versions, the environment, and the code that makes it."""
     sources = [HERE / f"atlas_{name}.py" for name in ("pairs", "findings", "snippets")]
     sources += Path(str(p3.parity.__file__)).parent.glob("*.py")
-    sources += [Path(str(package.__file__)).with_name("adapter.py") for package in (torchp3, jaxp3)]
+    sources += [Path(str(package.__file__)).with_name("function.py") for package in (torchp3, jaxp3)]
     found = hashlib.sha256(json.dumps([text, VERSIONS, ENVIRONMENT]).encode())
     for path in sorted(sources):
         found.update(path.read_bytes())

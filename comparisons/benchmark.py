@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from p3.exact import P3
+from p3.fitting.exact import P3
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- benchmark: written by comparisons/benchmark.py -->", "<!-- end of benchmark -->"

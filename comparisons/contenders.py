@@ -21,9 +21,9 @@ import tutorial
 import jaxp3
 import torchp3
 from p3 import TrainingSpec
-from p3.data import make_points
-from p3.starts import random_starts
-from torchp3.program import scratch
+from p3.fitting.data import make_points
+from p3.fitting.starts import random_starts
+from torchp3.fitting.program import scratch
 
 HERE = Path(__file__).parent
 

@@ -33,7 +33,7 @@ import click
 import numpy as np
 from rich.progress import track
 
-from p3.exact import P3
+from p3.fitting.exact import P3
 
 HERE = Path(__file__).parent
 MARKER = 4.0  # a power of two, so that the marked result is exact as well

@@ -28,7 +28,7 @@ from processes import ended, environments, running
 from rich.console import Console
 
 from p3.backends import BACKENDS, BackendName, load
-from p3.spec import TrainingSpec
+from p3.fitting.spec import TrainingSpec
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- scaling: written by comparisons/scaling.py -->", "<!-- end of scaling -->"
@@ -65,7 +65,7 @@ def collective_seconds(backend: BackendName, numbers: int, turns: int) -> float:
         import jax
         from jax.sharding import PartitionSpec
 
-        from jaxp3.distributed import AXIS, mesh
+        from jaxp3.fitting.distributed import AXIS, mesh
 
         values = np.ones(numbers, np.float32)
         spec = PartitionSpec()

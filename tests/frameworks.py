@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import torch
 
-import jaxp3.train
-import torchp3.train
+import jaxp3.fitting.train
+import torchp3.fitting.train
 from p3 import FitResult, TrainingSpec
 from p3.backends import BackendName, load
 
@@ -80,11 +80,11 @@ def loss_and_gradients(
     """The model's loss and its four gradients, as `fit` computes them."""
     if backend == "torch":
         tensors = {name: torch.tensor(value, dtype=torch.from_numpy(x).dtype) for name, value in coefficients.items()}
-        value, of_tensors = torchp3.train.loss_and_gradients(tensors, torch.from_numpy(x), torch.from_numpy(y))
+        value, of_tensors = torchp3.fitting.train.loss_and_gradients(tensors, torch.from_numpy(x), torch.from_numpy(y))
         return value.item(), {name: gradient.item() for name, gradient in of_tensors.items()}
     with jax.enable_x64(x.dtype == np.float64):
         arrays = {name: jnp.asarray(value, x.dtype) for name, value in coefficients.items()}
-        value, gradients = jaxp3.train.loss_and_gradients(arrays, jnp.asarray(x), jnp.asarray(y))
+        value, gradients = jaxp3.fitting.train.loss_and_gradients(arrays, jnp.asarray(x), jnp.asarray(y))
         return float(value), {name: float(gradient) for name, gradient in gradients.items()}
 
 

@@ -8,7 +8,7 @@ PROGRAM = """
 from jaxtyping import TypeCheckError, install_import_hook
 
 with install_import_hook(["torchp3", "jaxp3"], "beartype.beartype"):
-    import jaxp3.train, torchp3.train
+    import jaxp3.fitting.train, torchp3.fitting.train
 
 import p3, torch
 

@@ -15,7 +15,7 @@ from conftest import COMPARISONS
 from contenders import timed
 
 from p3 import TrainingSpec
-from p3.exact import P3
+from p3.fitting.exact import P3
 
 
 def test_a_contender_that_takes_twice_as_long_is_found_to():

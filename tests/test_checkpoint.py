@@ -21,7 +21,7 @@ from test_optimizers import RULES
 
 from p3 import FitResult, InputError
 from p3.backends import BACKENDS, load
-from p3.checkpoint import Checkpoint
+from p3.fitting.checkpoint import Checkpoint
 
 # Rounded in one framework for some steps and in the other for the rest.
 CROSSED = 1e-12
@@ -463,7 +463,7 @@ def test_a_file_says_what_it_is(saved):
 RUNNER = """
 import os, random, signal, sys, tempfile, time, torch, torchp3
 from p3 import TrainingSpec
-from p3.checkpoint import Checkpoint
+from p3.fitting.checkpoint import Checkpoint
 from p3.errors import InputError
 
 torch.set_num_threads(1)

@@ -9,8 +9,8 @@ import pytest
 from conftest import PROBLEMS, fitted
 
 from p3 import FitResult, InputError, TrainingSpec, compare
-from p3.data import make_points
-from p3.page import write_comparison
+from p3.fitting.data import make_points
+from p3.fitting.page import write_comparison
 from p3.tolerance import COEFFICIENTS, ROOT_LOSS
 
 SPEC = TrainingSpec(steps=300)

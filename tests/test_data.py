@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from p3 import InputError, TrainingSpec
 from p3.backends import load
-from p3.data import count_points, evenly_spaced, make_points
-from p3.section import describe
-from p3.spec import FileData
-from p3.training import batches
+from p3.fitting.data import count_points, evenly_spaced, make_points
+from p3.fitting.section import describe
+from p3.fitting.spec import FileData
+from p3.fitting.training import batches
 
 
 def test_lower_precision_is_the_float64_points_rounded_once(problem):

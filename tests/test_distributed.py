@@ -17,13 +17,13 @@ from conftest import COMPARISONS, PROBLEMS, fitted
 from processes import ended, environments, run_commands, running
 from test_optimizers import RULES
 
-import jaxp3.distributed
+import jaxp3.fitting.distributed
 import p3
 from p3 import FitResult, InputError, LostProcessError, TrainingSpec
 from p3.backends import BACKENDS, load
-from p3.checkpoint import Checkpoint
-from p3.data import make_points, make_shard
-from p3.training import PATIENCE, ROLL_CALL, Outset, require_same
+from p3.fitting.checkpoint import Checkpoint
+from p3.fitting.data import make_points, make_shard
+from p3.fitting.training import PATIENCE, ROLL_CALL, Outset, require_same
 
 SAME = 1e-12  # relative, of sums in float64 that are taken in another order
 
@@ -432,16 +432,16 @@ def compile_before(backend, spec, folder):
 
 
 def test_whatever_line_jax_names_the_store_in_a_process_is_lost(monkeypatch):
-    monkeypatch.setattr(jaxp3.distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(jaxp3.fitting.distributed, "process_count", lambda: 2)
     spec = ASYMMETRIC.replace({"devices": 2})
     message = (
         "UNAVAILABLE: recvmsg:Connection reset by peer\nAdditional GRPC error information from remote target "
         "coordination_service while calling /xla.coordination.CoordinationService/GetKeyValue:"
     )
     lost_it = r"process 0 of 2 has lost process 1, .*Connection reset by peer\)"
-    with pytest.raises(LostProcessError, match=lost_it), jaxp3.distributed.watched(spec):
+    with pytest.raises(LostProcessError, match=lost_it), jaxp3.fitting.distributed.watched(spec):
         raise RuntimeError(message)
-    with pytest.raises(RuntimeError, match="of another kind"), jaxp3.distributed.watched(spec):
+    with pytest.raises(RuntimeError, match="of another kind"), jaxp3.fitting.distributed.watched(spec):
         raise RuntimeError("of another kind")
 
 

@@ -5,17 +5,17 @@ import pytest
 from conftest import PROBLEMS
 
 import jaxp3
-import jaxp3.model
-import jaxp3.train
+import jaxp3.fitting.model
+import jaxp3.fitting.train
 import torchp3
-import torchp3.model
-import torchp3.train
+import torchp3.fitting.model
+import torchp3.fitting.train
 from p3 import compare
-from p3.divergence import ORDER, find, first_divergence, observed
-from p3.optimizers import Adamw
+from p3.fitting.divergence import ORDER, find, first_divergence, observed
+from p3.fitting.optimizers import Adamw
 
-TRAIN = {"torch": torchp3.train, "jax": jaxp3.train}
-MODEL = {"torch": torchp3.model, "jax": jaxp3.model}
+TRAIN = {"torch": torchp3.fitting.train, "jax": jaxp3.fitting.train}
+MODEL = {"torch": torchp3.fitting.model, "jax": jaxp3.fitting.model}
 
 
 def asymmetric(**changes):
@@ -306,7 +306,7 @@ def test_rounding_that_a_descent_amplifies_is_not_taken_for_a_bug():
 
 def test_a_float32_bug_is_found_again_in_float64(monkeypatch):
     spec = SGD.replace({"dtype": "float32"})
-    BUGS["d's gradient's sign"][1](monkeypatch.setattr, torchp3.train, torchp3.model)
+    BUGS["d's gradient's sign"][1](monkeypatch.setattr, torchp3.fitting.train, torchp3.fitting.model)
     result = torchp3.fit(spec)
     found = compare(result, jaxp3.fit(spec)).first_divergence
     assert (found.step, found.quantity, found.kind) == (0, "gradient", "semantic")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import PROBLEMS
 
-from p3.data import Points, make_points
-from p3.exact import P3, best_fit
+from p3.fitting.data import Points, make_points
+from p3.fitting.exact import P3, best_fit
 
 
 def test_p3_is_the_legendre_polynomial():

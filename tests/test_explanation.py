@@ -8,13 +8,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import PROBLEMS
 
-import jaxp3.train
+import jaxp3.fitting.train
 import torchp3
-import torchp3.train
+import torchp3.fitting.train
 from p3 import InputError, TrainingSpec
 from p3.cli import p3_command
-from p3.exact import P3
-from p3.explanation import LINKS, explain
+from p3.fitting.exact import P3
+from p3.fitting.explanation import LINKS, explain
 
 
 def asymmetric(**changes):
@@ -66,7 +66,7 @@ def test_the_numbers_of_a_point_by_hand():
     assert {key: explanation.link_by_hand(key, 3) for key in LINKS} == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("train", [torchp3.train, jaxp3.train])
+@pytest.mark.parametrize("train", [torchp3.fitting.train, jaxp3.fitting.train])
 def test_a_wrong_gradient_is_told(train, monkeypatch):
     loss_and_gradients = train.loss_and_gradients
 

@@ -12,8 +12,8 @@ from frameworks import with_and_without_marker
 
 from p3 import DivergenceError, InputError, TrainingSpec, compare
 from p3.backends import load
-from p3.data import Points, make_points
-from p3.exact import P3, best_fit
+from p3.fitting.data import Points, make_points
+from p3.fitting.exact import P3, best_fit
 
 # What the tutorial prints: the loss before steps 99, 199, ..., 1999, and the coefficients after the last.
 TUTORIAL_LOSSES = [
@@ -182,7 +182,7 @@ def test_gpu_agrees_with_cpu(backend, problem, dtype, jit):
 
 def has_gpu(backend):
     try:
-        importlib.import_module(f"{load(backend).__name__}.device").find_device("gpu")
+        importlib.import_module(f"{load(backend).__name__}.fitting.device").find_device("gpu")
     except InputError:
         return False
     return True
@@ -199,7 +199,9 @@ def test_the_points_are_the_shared_ones(backend, dtype, jit, monkeypatch):
     random = np.random.default_rng(5)
     points = Points(*random.uniform(-1, 1, (2, 100)).astype(dtype))
     monkeypatch.setattr(
-        importlib.import_module(f"{load(backend).__name__}.train"), "make_shard", lambda spec, device: points._asdict()
+        importlib.import_module(f"{load(backend).__name__}.fitting.train"),
+        "make_shard",
+        lambda spec, device: points._asdict(),
     )
     result = load(backend).fit(TrainingSpec(dtype=dtype, jit=jit, steps=1))
     residual = -P3(0.3 * points.x.astype(np.float64)) - points.y

@@ -5,8 +5,8 @@ import pytest
 from conftest import PROBLEMS, fitted
 from frameworks import loss_and_gradients
 
-from p3.data import make_points
-from p3.exact import P3, gradient_terms
+from p3.fitting.data import make_points
+from p3.fitting.exact import P3, gradient_terms
 from p3.tolerance import GRADIENT
 
 AWAY = {"a": 0.3, "b": -1.2, "c": 0.25, "d": 0.4}  # where no symmetry makes a gradient vanish

@@ -33,7 +33,7 @@ def test_a_framework_loads_on_first_use(package):
 
 def test_the_tests_above_can_fail():
     assert imported_by("import torch") == {"torch"}
-    assert imported_by("import jaxp3.train, torchp3.train") == FRAMEWORKS
+    assert imported_by("import jaxp3.fitting.train, torchp3.fitting.train") == FRAMEWORKS
 
 
 @pytest.mark.parametrize(("package", "missing"), [("torchp3", "jax"), ("jaxp3", "torch")])

@@ -87,7 +87,7 @@ ONLY_IN = {
 }
 # Files that only one package has, with the reason.
 FILES_ONLY_IN = {
-    ("torchp3", "program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not",
+    ("torchp3", "fitting/program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not",
     ("torchp3", "data_parallel"): "DistributedDataParallel takes a module and ranks; jax.shard_map takes a function",
 }
 # What both have with different parameters, types or decorators, with the reason.

@@ -18,7 +18,7 @@ import jaxp3
 import jaxp3.operator
 import torchp3
 import torchp3.operator
-from p3.exact import P3
+from p3.fitting.exact import P3
 from p3.tolerance import COMPLEX_OPERATOR, HALF_OPERATOR, OPERATOR, Tolerance
 
 ROOTS = [-np.sqrt(3 / 5), 0.0, np.sqrt(3 / 5), -np.sqrt(1 / 5), np.sqrt(1 / 5)]  # of P3, and of P3'

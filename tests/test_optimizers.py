@@ -7,9 +7,9 @@ from frameworks import fitted_together
 
 from p3 import TrainingSpec
 from p3.backends import BACKENDS, load
-from p3.data import make_points
-from p3.exact import P3
-from p3.training import batches
+from p3.fitting.data import make_points
+from p3.fitting.exact import P3
+from p3.fitting.training import batches
 
 # In float64 200 steps take the frameworks apart by roundings, which the loss's curvature makes more of: measured 1e-16
 # to 5e-15, and 5e-12 where clipping keeps Adam's steps long.

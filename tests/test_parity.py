@@ -17,8 +17,8 @@ import torch
 from faulty_ports import FAULTY
 from right_pairs import DIFFERENCES, LINE, PAIRS
 
-import jaxp3.adapter
-import torchp3.adapter
+import jaxp3.function
+import torchp3.function
 from p3 import InputError, parity
 from p3.parity.checker import make_case
 from p3.parity.faults import FAULTS, FaultyPort, is_plantable
@@ -101,10 +101,10 @@ def test_a_faulty_port_is_caught_by_the_check_that_should(name):
 @pytest.mark.parametrize(
     ("adapter", "mode", "name"),
     [
-        (jaxp3.adapter, "shard_map", "zeros that do not vary with the device"),
-        (torchp3.adapter, "DistributedDataParallel", "in PyTorch: a backward within the backward"),
-        (torchp3.adapter, "DistributedDataParallel", "in PyTorch: a gradient shared by equal inputs"),
-        (torchp3.adapter, "DistributedDataParallel", "in PyTorch: a residual shared by equal inputs"),
+        (jaxp3.function, "shard_map", "zeros that do not vary with the device"),
+        (torchp3.function, "DistributedDataParallel", "in PyTorch: a backward within the backward"),
+        (torchp3.function, "DistributedDataParallel", "in PyTorch: a gradient shared by equal inputs"),
+        (torchp3.function, "DistributedDataParallel", "in PyTorch: a residual shared by equal inputs"),
     ],
 )
 def test_what_shows_in_parallel_shows_nowhere_else(adapter, mode, name, monkeypatch):

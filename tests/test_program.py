@@ -13,9 +13,10 @@ import torch
 from conftest import PROBLEMS
 
 import torchp3
-from p3.training import blank_steps
-from torchp3 import operator, program, train
-from torchp3.optimizer import initial_state
+from p3.fitting.training import blank_steps
+from torchp3 import operator
+from torchp3.fitting import program, train
+from torchp3.fitting.optimizer import initial_state
 
 SPEC = PROBLEMS["asymmetric"].replace({"steps": 20, "log_every": 10})
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from p3 import InputError, TrainingSpec
-from p3.optimizers import Adam
+from p3.fitting.optimizers import Adam
 
 
 def test_the_default_is_the_tutorials_problem():

@@ -10,12 +10,12 @@ from frameworks import with_and_without_marker
 from test_cli import QUICK, SCRIPTS, refused, run
 from test_optimizers import RULES, SCHEDULES, SOME_COMPILED
 
-import p3.starts
+import p3.fitting.starts
 from p3 import DivergenceError, InputError, TrainingSpec
 from p3.backends import BACKENDS, load
-from p3.data import make_points
-from p3.exact import P3
-from p3.starts import StartsResult, random_starts
+from p3.fitting.data import make_points
+from p3.fitting.exact import P3
+from p3.fitting.starts import StartsResult, random_starts
 
 # One fit alone sums in another order than many at once: 30 steps in float64 take them apart by 1e-14 at most.
 APART = 1e-12
@@ -61,7 +61,7 @@ def test_chunks_are_as_good_as_one(backend, count, monkeypatch):
     starts = random_starts(FEW, count, 0.1)
     whole = load(backend).fit_starts(FEW, starts)
     seen = []
-    monkeypatch.setattr(p3.starts, "CHUNK", 3 * FEW.data.points)  # 2 fits, a power of two
+    monkeypatch.setattr(p3.fitting.starts, "CHUNK", 3 * FEW.data.points)  # 2 fits, a power of two
     chunked = load(backend).fit_starts(FEW, starts, lambda done, least: seen.append((done, least)))
     np.testing.assert_allclose(chunked.coefficients, whole.coefficients, rtol=APART)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -217,7 +217,7 @@ PROGRAM = """
 import sys
 from p3 import TrainingSpec
 from p3.backends import load
-from p3.starts import random_starts
+from p3.fitting.starts import random_starts
 
 spec = TrainingSpec(steps=3)
 for count in (2000, 20_000):

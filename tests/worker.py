@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from p3 import InputError, TrainingSpec, cli, training
+from p3 import InputError, TrainingSpec, cli
 from p3.backends import BACKENDS, load
-from p3.checkpoint import Checkpoint
+from p3.fitting import training
+from p3.fitting.checkpoint import Checkpoint
 
 if "PATIENCE" in os.environ:
     training.PATIENCE = int(os.environ["PATIENCE"])
 backend, task, *arguments = sys.argv[1:]
 package = load(backend)
-distributed = import_module(f"{BACKENDS[backend].package}.distributed")
+distributed = import_module(f"{BACKENDS[backend].package}.fitting.distributed")
 
 
 def fits(specs, output):

@@ -13,7 +13,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from p3.parity.operator import Arrays, NoMeaningError
-from torchp3.adapter import (
+from torchp3.function import (
     FunctionOperator,
     Scaling,
     Tensors,

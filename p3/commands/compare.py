@@ -10,10 +10,10 @@ from p3.backends import BACKENDS, load
 from p3.commands import EXIT_CODES
 from p3.commands.files import drawable, page_directory
 from p3.commands.fit import fit
-from p3.comparison import compare
+from p3.commands.flags import specification, specification_flags
 from p3.errors import InputError
-from p3.flags import specification, specification_flags
-from p3.result import FitResult
+from p3.fitting.comparison import compare
+from p3.fitting.result import FitResult
 
 
 def compare_command() -> click.Command:
@@ -59,11 +59,11 @@ def compare_callback(paths: tuple[str, ...], plot: Path | None, report: Path | N
     console = Console()
     console.print(comparison) if console.is_terminal else click.echo(comparison)
     if plot:
-        from p3.plot import plot_all  # matplotlib, which only a picture needs
+        from p3.fitting.plot import plot_all  # matplotlib, which only a picture needs
 
         plot_all(comparison).savefig(plot)
     if report:
-        from p3.page import write_comparison  # matplotlib and Jinja, which only a page needs
+        from p3.fitting.page import write_comparison  # matplotlib and Jinja, which only a page needs
 
         write_comparison(comparison, report)
     return 0 if comparison.ok else 1

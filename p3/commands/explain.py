@@ -6,8 +6,8 @@ import click
 from rich.console import Console
 
 from p3.commands import EXIT_CODES
-from p3.explanation import explain
-from p3.flags import WholeNumbers, specification, specification_flags
+from p3.commands.flags import WholeNumbers, specification, specification_flags
+from p3.fitting.explanation import explain
 
 
 def explain_command() -> click.Command:

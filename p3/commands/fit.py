@@ -12,14 +12,14 @@ from typing import Any
 import click
 
 from p3.backends import BACKENDS, BackendName, load
-from p3.checkpoint import Checkpoint
 from p3.commands import EXIT_CODES
 from p3.commands.files import drawable, writable
+from p3.commands.flags import specification, specification_flags
 from p3.errors import InputError, StoppedError
-from p3.flags import specification, specification_flags
-from p3.result import FitResult
-from p3.spec import TrainingSpec
-from p3.starts import StartsResult, random_starts
+from p3.fitting.checkpoint import Checkpoint
+from p3.fitting.result import FitResult
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.starts import StartsResult, random_starts
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def fit_command(backend: BackendName) -> click.Command:
             if output:
                 many.save(output)
             if basin:
-                from p3.plot import plot_basin  # matplotlib, which only a picture needs
+                from p3.fitting.plot import plot_basin  # matplotlib, which only a picture needs
 
                 plot_basin(many).savefig(basin)
             return 1 if many.best is None else 0

@@ -13,14 +13,14 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from p3.backends import BACKENDS, BackendName, load
-from p3.checkpoint import Checkpoint
-from p3.data import Points, count_points, make_points
 from p3.errors import InputError
-from p3.exact import P3, Chain, chain
-from p3.optimizers import Sgd
-from p3.spec import TrainingSpec
+from p3.fitting.checkpoint import Checkpoint
+from p3.fitting.data import Points, count_points, make_points
+from p3.fitting.exact import P3, Chain, chain
+from p3.fitting.optimizers import Sgd
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import batches
 from p3.tolerance import STEP_GRADIENT
-from p3.training import batches
 
 H = 2.0**-21  # between the cube root of extended precision's epsilon and its square root
 EAGER_STEPS = 2000  # more of them are worth a compilation

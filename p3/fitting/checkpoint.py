@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from p3.data import digest_of_points
 from p3.errors import InputError
-from p3.section import describe, first_difference
-from p3.spec import TrainingSpec
+from p3.fitting.data import digest_of_points
+from p3.fitting.section import describe, first_difference
+from p3.fitting.spec import TrainingSpec
 
 FORMAT = "p3 training piece, 2"
 RUN_FORMAT = "p3 training run, 1"

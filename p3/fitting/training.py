@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from p3.checkpoint import Checkpoint, Saved
-from p3.data import count_points, digest_of_points
 from p3.errors import DivergenceError, InputError
-from p3.section import first_difference
-from p3.spec import TrainingSpec
+from p3.fitting.checkpoint import Checkpoint, Saved
+from p3.fitting.data import count_points, digest_of_points
+from p3.fitting.section import first_difference
+from p3.fitting.spec import TrainingSpec
 
 # Coefficients, and what the optimizer remembers of each, in the framework's own arrays.
 Carry = TypeVar("Carry")

@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from p3.backends import BACKENDS
-from p3.comparison import Comparison
-from p3.data import make_points
-from p3.divergence import all_held
-from p3.exact import P3, best_fit
-from p3.result import FitResult
-from p3.spec import FileData
-from p3.starts import StartsResult
+from p3.fitting.comparison import Comparison
+from p3.fitting.data import make_points
+from p3.fitting.divergence import all_held
+from p3.fitting.exact import P3, best_fit
+from p3.fitting.result import FitResult
+from p3.fitting.spec import FileData
+from p3.fitting.starts import StartsResult
 
 # Two colours that also differ in grey, and for the colour-blind (Okabe and Ito).
 COLOURS = {"torch": "#D55E00", "jax": "#0072B2"}

@@ -20,9 +20,9 @@ from pydantic import (
 
 from p3.backends import BackendName
 from p3.errors import InputError
-from p3.section import describe
-from p3.spec import TrainingSpec
-from p3.training import TRACES
+from p3.fitting.section import describe
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import TRACES
 
 
 def _read_only_float64(numbers: Any) -> Any:

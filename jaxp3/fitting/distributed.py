@@ -23,11 +23,11 @@ from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from jaxp3.device import find_device
-from jaxp3.model import Coefficients
+from jaxp3.fitting.device import find_device
+from jaxp3.fitting.model import Coefficients
 from p3.errors import ALIKE, InputError, LostProcessError, last_words
-from p3.spec import TrainingSpec
-from p3.training import PATIENCE, ROLL_CALL, give_way, whole_number
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import PATIENCE, ROLL_CALL, give_way, whole_number
 
 Made = TypeVar("Made")
 

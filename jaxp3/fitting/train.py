@@ -14,17 +14,28 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Float64
 
-from jaxp3.device import describe_device, find_device
-from jaxp3.distributed import apart, devices_here, gather, lay_out, on_each, replicate, together, total, watched
-from jaxp3.model import Coefficients, loss
-from jaxp3.optimizer import State, initial_state, update
-from jaxp3.schedule import learning_rates
-from p3.checkpoint import Checkpoint
-from p3.data import make_shard
+from jaxp3.fitting.device import describe_device, find_device
+from jaxp3.fitting.distributed import apart, devices_here, gather, lay_out, on_each, replicate, together, total, watched
+from jaxp3.fitting.model import Coefficients, loss
+from jaxp3.fitting.optimizer import State, initial_state, update
+from jaxp3.fitting.schedule import learning_rates
 from p3.errors import InputError
-from p3.result import FitResult
-from p3.spec import TrainingSpec
-from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, outset, piece_lengths, require_same, train
+from p3.fitting.checkpoint import Checkpoint
+from p3.fitting.data import make_shard
+from p3.fitting.result import FitResult
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import (
+    EAGERLY,
+    Piece,
+    Progress,
+    Record,
+    Steps,
+    blank_steps,
+    outset,
+    piece_lengths,
+    require_same,
+    train,
+)
 
 Carry = tuple[Coefficients, State]
 # x and y of a device's points; and, where it shares points with others, how many of these are points, and, of batches,
@@ -250,7 +261,7 @@ def fit(
         A loss or a coefficient is not finite.
     LostProcessError
         Of several processes one has ended, or has not answered for as long as they were told to wait when they were
-        connected; the commands tell them `p3.training.PATIENCE` seconds.
+        connected; the commands tell them `p3.fitting.training.PATIENCE` seconds.
 
     Warns
     -----

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from p3.errors import InputError
-from p3.section import describe, kinds
-from p3.spec import TrainingSpec
+from p3.fitting.section import describe, kinds
+from p3.fitting.spec import TrainingSpec
 
 
 class WholeNumbers(click.ParamType[tuple[int, ...]]):

@@ -10,12 +10,12 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from p3.backends import BACKENDS
-from p3.data import make_points
-from p3.divergence import Divergence, first_divergence
 from p3.errors import InputError
-from p3.exact import BestFit, best_fit
-from p3.result import FitResult
-from p3.section import first_difference
+from p3.fitting.data import make_points
+from p3.fitting.divergence import Divergence, first_divergence
+from p3.fitting.exact import BestFit, best_fit
+from p3.fitting.result import FitResult
+from p3.fitting.section import first_difference
 from p3.tolerance import COEFFICIENTS, ROOT_LOSS
 
 

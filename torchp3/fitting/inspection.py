@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from p3.spec import TrainingSpec
-from p3.training import Observation, blank_steps
-from torchp3 import model, train
-from torchp3.optimizer import initial_state, update
-from torchp3.train import place_coefficients
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import Observation, blank_steps
+from torchp3.fitting import model, train
+from torchp3.fitting.optimizer import initial_state, update
+from torchp3.fitting.train import place_coefficients
 
 
 def observe(spec: TrainingSpec, number: int, coefficients: Mapping[str, float]) -> Observation:

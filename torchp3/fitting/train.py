@@ -17,18 +17,39 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from p3.checkpoint import Checkpoint
-from p3.data import make_shard
 from p3.errors import InputError
-from p3.result import FitResult
-from p3.spec import TrainingSpec
-from p3.training import EAGERLY, Piece, Progress, Record, Steps, blank_steps, outset, piece_lengths, require_same, train
-from torchp3.device import describe_device, find_device
-from torchp3.distributed import devices_here, gather, together, total, watched
-from torchp3.model import Coefficients, loss
-from torchp3.optimizer import State, initial_state, update
-from torchp3.program import LOCK, CompilerError, Program, any_sizes, compile_program, fingerprint, load, path_of, trace
-from torchp3.schedule import learning_rates
+from p3.fitting.checkpoint import Checkpoint
+from p3.fitting.data import make_shard
+from p3.fitting.result import FitResult
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import (
+    EAGERLY,
+    Piece,
+    Progress,
+    Record,
+    Steps,
+    blank_steps,
+    outset,
+    piece_lengths,
+    require_same,
+    train,
+)
+from torchp3.fitting.device import describe_device, find_device
+from torchp3.fitting.distributed import devices_here, gather, together, total, watched
+from torchp3.fitting.model import Coefficients, loss
+from torchp3.fitting.optimizer import State, initial_state, update
+from torchp3.fitting.program import (
+    LOCK,
+    CompilerError,
+    Program,
+    any_sizes,
+    compile_program,
+    fingerprint,
+    load,
+    path_of,
+    trace,
+)
+from torchp3.fitting.schedule import learning_rates
 
 Carry = tuple[Coefficients, State]
 # x and y of a device's points; and, where it shares points with others, how many of these are points, and, of batches,
@@ -285,7 +306,7 @@ def fit(
         A loss or a coefficient is not finite.
     LostProcessError
         Of several processes one has ended, or has not answered for as long as they were told to wait when they were
-        connected; the commands tell them `p3.training.PATIENCE` seconds.
+        connected; the commands tell them `p3.fitting.training.PATIENCE` seconds.
 
     Warns
     -----

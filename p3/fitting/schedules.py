@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, Tag, model_validator
 
-from p3.section import Section, named
+from p3.fitting.section import Section, named
 
 Steps = Annotated[int, Field(ge=1, le=10**12)]
 Factor = Annotated[FiniteFloat, Field(gt=0, le=1)]

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from p3.errors import ALIKE, InputError, LostProcessError
-from p3.spec import TrainingSpec
-from p3.training import PATIENCE, ROLL_CALL, give_way, whole_number
-from torchp3.model import Coefficients
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import PATIENCE, ROLL_CALL, give_way, whole_number
+from torchp3.fitting.model import Coefficients
 
 Made = TypeVar("Made")
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial import Legendre, Polynomial
 
-from p3.data import Points
+from p3.fitting.data import Points
 
 # P3(x) = (5x³ − 3x)/2. Its coefficients −3/2 and 5/2 are exact in binary, and so are those of its derivatives.
 P3 = Legendre.basis(3).convert(kind=Polynomial)

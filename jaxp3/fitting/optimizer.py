@@ -8,9 +8,9 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from jaxp3.model import Coefficients
-from p3 import optimizers
-from p3.optimizers import Optimizer
+from jaxp3.fitting.model import Coefficients
+from p3.fitting import optimizers
+from p3.fitting.optimizers import Optimizer
 
 State = dict[str, Coefficients]
 

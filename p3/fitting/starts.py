@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from pydantic import model_validator
 
-from p3.data import Points, make_points
 from p3.errors import InputError
-from p3.exact import P3
-from p3.result import Numbers, Run, closing_line
-from p3.spec import TrainingSpec
-from p3.training import Carry, Piece, piece_of
+from p3.fitting.data import Points, make_points
+from p3.fitting.exact import P3
+from p3.fitting.result import Numbers, Run, closing_line
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import Carry, Piece, piece_of
 
 # How many fits are done, and the least loss among them.
 StartsProgress = Callable[[float, float], None]

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from p3.comparison import Comparison
+from p3.fitting.comparison import Comparison
+from p3.fitting.plot import plot_comparison, plot_rounding, plot_traces
 from p3.html import as_svg, render
-from p3.plot import plot_comparison, plot_rounding, plot_traces
 
 BODY = """
 <p class="{{ 'passed' if comparison.ok else 'failed' }}">{{ comparison.verdict }}</p>

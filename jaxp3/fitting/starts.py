@@ -9,12 +9,12 @@ import numpy as np
 import optax
 from jaxtyping import Float64
 
-from jaxp3.device import describe_device, find_device
-from jaxp3.optimizer import initial_state
-from jaxp3.schedule import learning_rates
-from jaxp3.train import Carry, make_piece, place, place_coefficients
-from p3.spec import TrainingSpec
-from p3.starts import StartsProgress, StartsResult, chunk_size, require_one_device, train_starts
+from jaxp3.fitting.device import describe_device, find_device
+from jaxp3.fitting.optimizer import initial_state
+from jaxp3.fitting.schedule import learning_rates
+from jaxp3.fitting.train import Carry, make_piece, place, place_coefficients
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.starts import StartsProgress, StartsResult, chunk_size, require_one_device, train_starts
 
 
 def fit_starts(
@@ -26,7 +26,7 @@ def fit_starts(
     Parameters
     ----------
     spec : what to fit
-    starts : a to d of each, as `p3.starts.random_starts` gives them
+    starts : a to d of each, as `p3.fitting.starts.random_starts` gives them
     progress : called as progress(fits done, least loss of those) each log_every steps of as many as fit into memory
 
     Raises

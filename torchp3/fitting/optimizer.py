@@ -13,9 +13,9 @@ from torch.optim.adamax import adamax
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
-from p3 import optimizers
-from p3.optimizers import Optimizer
-from torchp3.model import Coefficients
+from p3.fitting import optimizers
+from p3.fitting.optimizers import Optimizer
+from torchp3.fitting.model import Coefficients
 
 State = dict[str, Coefficients]
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from numpy.lib import format as npy_format
 
 from p3.errors import InputError
-from p3.spec import Data, FileData, TrainingSpec
+from p3.fitting.spec import Data, FileData, TrainingSpec
 
 
 class Points(NamedTuple):

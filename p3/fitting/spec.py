@@ -9,9 +9,9 @@ import tomli_w
 from pydantic import Discriminator, Field, FiniteFloat, Tag, ValidationError, model_validator
 
 from p3.errors import InputError
-from p3.optimizers import REFUSED, Optimizer, Sgd
-from p3.schedules import Constant, OneCycle, Schedule, WarmupCosine
-from p3.section import Section, describe, merged
+from p3.fitting.optimizers import REFUSED, Optimizer, Sgd
+from p3.fitting.schedules import Constant, OneCycle, Schedule, WarmupCosine
+from p3.fitting.section import Section, describe, merged
 
 Target = Literal["sin", "cos", "exp", "tanh", "arctan", "cbrt"]
 

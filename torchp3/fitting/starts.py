@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from p3.spec import TrainingSpec
-from p3.starts import StartsProgress, StartsResult, chunk_size, require_one_device, train_starts
-from torchp3.device import describe_device, find_device
-from torchp3.optimizer import initial_state
-from torchp3.schedule import learning_rates
-from torchp3.train import Carry, make_piece, place, place_coefficients
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.starts import StartsProgress, StartsResult, chunk_size, require_one_device, train_starts
+from torchp3.fitting.device import describe_device, find_device
+from torchp3.fitting.optimizer import initial_state
+from torchp3.fitting.schedule import learning_rates
+from torchp3.fitting.train import Carry, make_piece, place, place_coefficients
 
 
 def fit_starts(
@@ -23,7 +23,7 @@ def fit_starts(
     Parameters
     ----------
     spec : what to fit
-    starts : a to d of each, as `p3.starts.random_starts` gives them
+    starts : a to d of each, as `p3.fitting.starts.random_starts` gives them
     progress : called as progress(fits done, least loss of those) each log_every steps of as many as fit into memory
 
     Raises

@@ -8,12 +8,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float64
 
-from jaxp3 import model, train
-from jaxp3.device import find_device
-from jaxp3.optimizer import State, initial_state, update
-from jaxp3.train import place_coefficients
-from p3.spec import TrainingSpec
-from p3.training import Observation, blank_steps
+from jaxp3.fitting import model, train
+from jaxp3.fitting.device import find_device
+from jaxp3.fitting.optimizer import State, initial_state, update
+from jaxp3.fitting.train import place_coefficients
+from p3.fitting.spec import TrainingSpec
+from p3.fitting.training import Observation, blank_steps
 
 
 def observe(spec: TrainingSpec, number: int, coefficients: Mapping[str, float]) -> Observation:

@@ -5,8 +5,8 @@ import torch
 from jaxtyping import Float64
 from torch.optim import lr_scheduler
 
-from p3 import schedules
-from p3.spec import TrainingSpec
+from p3.fitting import schedules
+from p3.fitting.spec import TrainingSpec
 
 
 def learning_rates(spec: TrainingSpec) -> Float64[np.ndarray, "steps"]:

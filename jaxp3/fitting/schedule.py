@@ -9,8 +9,8 @@ import optax
 from jax import Array
 from jaxtyping import Float, Float64
 
-from p3 import schedules
-from p3.spec import TrainingSpec
+from p3.fitting import schedules
+from p3.fitting.spec import TrainingSpec
 
 
 def learning_rates(spec: TrainingSpec) -> Float64[np.ndarray, "steps"]:

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from p3.backends import BACKENDS, load
-from p3.data import Points, make_points
-from p3.exact import chain
-from p3.result import FitResult
+from p3.fitting.data import Points, make_points
+from p3.fitting.exact import chain
+from p3.fitting.result import FitResult
+from p3.fitting.training import batches
 from p3.tolerance import LEARNING_RATE, STEP_GRADIENT, STEP_LOSS, UPDATE
-from p3.training import batches
 
 Quantity = Literal["data", "prediction", "loss", "gradient", "learning rate", "update", "coefficient"]
 Kind = Literal["semantic", "rounding", "not reproduced"]

@@ -1,0 +1,1 @@
+"""The tutorial's problem: its specification, data, closed forms, results and their comparison."""
