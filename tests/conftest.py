@@ -1,18 +1,14 @@
-"""What the tests share: the two problems, and fits made once."""
+"""The fixtures of all tests."""
 
 import os
 import signal
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-from p3 import FitResult, TrainingSpec
-from p3.backends import BACKENDS, BackendName, load
-
-COMPARISONS = Path(__file__).parent.parent / "comparisons"
-PROBLEMS = {name: TrainingSpec.from_toml(COMPARISONS / f"{name}.toml") for name in ("tutorial", "asymmetric")}
+from p3 import TrainingSpec
+from p3.backends import BACKENDS, BackendName
+from tests.support.problems import PROBLEMS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,12 +31,6 @@ def interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@cache
-def fitted(backend: BackendName, spec: TrainingSpec) -> FitResult:
-    """A fit, made once for all the tests that look at it."""
-    return load(backend).fit(spec)
 
 
 @pytest.fixture(params=BACKENDS)

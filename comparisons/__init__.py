@@ -1,0 +1,1 @@
+"""What compares the two frameworks: the notebook, and the commands that measure them and write the pages."""

@@ -1,0 +1,1 @@
+"""Where PyTorch and JAX differ, function by function."""

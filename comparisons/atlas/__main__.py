@@ -1,0 +1,5 @@
+"""`python -m comparisons.atlas make`."""
+
+from comparisons.atlas.commands import main
+
+main()

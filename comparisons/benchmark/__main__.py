@@ -1,0 +1,5 @@
+"""`python -m comparisons.benchmark`."""
+
+from comparisons.benchmark.benchmark import main
+
+main()

@@ -1,0 +1,1 @@
+"""In which modes each operator is right, and in which it raises."""

@@ -1,0 +1,5 @@
+"""`python -m comparisons.modes`."""
+
+from comparisons.modes.modes import main
+
+main()

@@ -1,0 +1,1 @@
+"""What a second process gains, and what the sum over processes costs."""

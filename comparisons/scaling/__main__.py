@@ -1,0 +1,5 @@
+"""`python -m comparisons.scaling`."""
+
+from comparisons.scaling.scaling import main
+
+main()

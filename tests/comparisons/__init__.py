@@ -1,0 +1,1 @@
+"""The notebook, and what the commands of `comparisons` measure and write."""

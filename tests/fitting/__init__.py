@@ -1,0 +1,1 @@
+"""The fit of the tutorial's problem, and its commands."""

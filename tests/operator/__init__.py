@@ -1,0 +1,1 @@
+"""The operator itself, in each framework."""

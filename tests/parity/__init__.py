@@ -1,0 +1,1 @@
+"""The checker of ports, and its command."""

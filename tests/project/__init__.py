@@ -1,0 +1,1 @@
+"""The repository as a whole: its imports, its packages and its README."""
