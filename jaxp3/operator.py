@@ -64,10 +64,10 @@ def jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Inexact[Array, "*sha
     return legendre_p3_custom_jvp(x), pushforward(x, tangent)
 
 
-class ReverseModeOnly(jax.custom_vjp):
+class ReverseModeOnly(jax.custom_vjp[Array]):
     """A `jax.custom_vjp` that says what to use where it is asked for forward mode, which none can have."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """Call the function, or raise the TypeError that names the other one."""
         try:
             return super().__call__(*args, **kwargs)
@@ -88,7 +88,7 @@ def legendre_p3(x: Inexact[Array, "*shape"] | float | complex) -> Inexact[Array,
     Differentiable any number of times in reverse mode, by the hand-written rule P3'(x) = (15x² − 3)/2, whose residual
     is x alone, and then in forward mode (`jax.hessian`). Forward mode first needs `legendre_p3_custom_jvp`. The
     gradient of complex x follows JAX's convention: the cotangent times P3'(x), with no conjugate (`torchp3` has one).
-    comparisons/modes.md has every transform.
+    comparisons/modes/modes.md has every transform.
 
     Parameters
     ----------

@@ -104,7 +104,8 @@ LegendrePolynomial3.forward.__signature__ = inspect.signature(LegendrePolynomial
 
 def apply(x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
     """P3 by the rules above; in a function of its own, which `torch.compile` can be told to leave whole."""
-    return LegendrePolynomial3.apply(x)
+    value: Inexact[Tensor, "*shape"] = LegendrePolynomial3.apply(x)
+    return value
 
 
 def keep_apply_whole() -> None:
@@ -127,7 +128,7 @@ def legendre_p3(x: Inexact[Tensor, "*shape"] | float | complex) -> Inexact[Tenso
 
     Differentiable any number of times, in reverse and forward mode, by the hand-written rule P3'(x) = (15x² − 3)/2,
     whose residual is x alone. The gradient of complex x follows PyTorch's convention: the cotangent times the conjugate
-    of P3'(x), the direction of steepest ascent (`jaxp3` leaves the conjugate out). comparisons/modes.md has every
+    of P3'(x), the direction of steepest ascent (`jaxp3` leaves the conjugate out). comparisons/modes/modes.md has every
     transform. In forward mode inside `torch.compile`, PyTorch differentiates the polynomial itself.
 
     Parameters

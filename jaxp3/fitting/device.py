@@ -28,4 +28,4 @@ def find_device(name: str) -> jax.Device:
 
 def describe_device(device: jax.Device) -> str:
     """The device's name for a result."""
-    return device.device_kind
+    return str(device.device_kind)

@@ -39,12 +39,12 @@ SHARED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 def process_count() -> int:
     """How many processes are connected."""
-    return jax.process_count()
+    return int(jax.process_count())
 
 
 def process_index() -> int:
     """Which of them this is, counted from 0."""
-    return jax.process_index()
+    return int(jax.process_index())
 
 
 def mesh(spec: TrainingSpec) -> Mesh:
@@ -169,7 +169,9 @@ def meet(ending: Event) -> None:
     """Meet the other processes every few seconds; where one does not come, end this one."""
     for number in count():
         try:
-            distributed.global_state.client.wait_at_barrier(f"p3 {number}", 1000 * PATIENCE)
+            client = distributed.global_state.client
+            assert client is not None
+            client.wait_at_barrier(f"p3 {number}", 1000 * PATIENCE)
         except Exception as error:
             if not ending.is_set():
                 reason = str(error).partition("\n")[0]
@@ -195,6 +197,7 @@ def gather(spec: TrainingSpec, value: Made) -> list[Made]:
     if spec.devices == 1 or process_count() == 1:
         return [value]
     store, number, index = distributed.global_state.client, next(GATHERED), process_index()
+    assert store is not None
     store.key_value_set_bytes(f"p3 {number} {index}", pickle.dumps(value))
     values = [
         pickle.loads(store.blocking_key_value_get_bytes(f"p3 {number} {process}", 1000 * PATIENCE))
@@ -216,7 +219,7 @@ def together(spec: TrainingSpec, make: Callable[[], Made]) -> Made:
     """
     if spec.devices == 1:
         return make()
-    made, message = None, None
+    message = None
     try:
         made = make()
     except InputError as error:
@@ -297,6 +300,7 @@ def absent() -> list[int]:
     client, until = distributed.global_state.client, monotonic() + ROLL_CALL
     missing = []
     try:
+        assert client is not None
         client.key_value_set(f"p3 here {process_index()}", "", allow_overwrite=True)
     except Exception:  # the book is gone
         return [0]

@@ -98,7 +98,8 @@ def decayed(optimizer: Optimizer, steps: Coefficients, coefficients: Coefficient
     """Steps plus weight_decay · coefficients."""
     if not optimizer.weight_decay:
         return steps
-    return optax.add_decayed_weights(optimizer.weight_decay).update(steps, optax.EmptyState(), coefficients)[0]
+    steps, _ = optax.add_decayed_weights(optimizer.weight_decay).update(steps, optax.EmptyState(), coefficients)
+    return steps
 
 
 def with_momentum(

@@ -4,7 +4,7 @@ from time import perf_counter
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 import optax
 from jaxtyping import Float64
@@ -66,5 +66,5 @@ def fit_starts(
         coefficients=coefficients,
         losses=losses,
         seconds={"compile": compile_seconds, "run": seconds},
-        versions={"jax": jax.__version__, "jaxlib": jaxlib.__version__, "optax": optax.__version__},
+        versions={"jax": jax.__version__, "jaxlib": jaxlib.version.__version__, "optax": optax.__version__},
     )

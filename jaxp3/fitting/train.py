@@ -8,7 +8,7 @@ from time import perf_counter
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 import optax
 from jax import Array
@@ -48,8 +48,8 @@ BLOCK = 2048  # points that are summed in one go: of more, the roundings of floa
 # On a CPU XLA adds in the order of the points, one by one, unless it may choose the order, and then adds a vector of
 # them at a time. Of the other liberties of its fast-math, those with NaN, infinities, divisions and functions are off.
 # Vectors are as wide as the processor's, of which XLA would use the half.
-COMPILER_OPTIONS = {
-    "xla_cpu_prefer_vector_width": 512,
+COMPILER_OPTIONS: dict[str, str | bool] = {
+    "xla_cpu_prefer_vector_width": "512",
     "xla_cpu_enable_fast_math": True,
     "xla_cpu_fast_math_honor_nans": True,
     "xla_cpu_fast_math_honor_infs": True,
@@ -75,7 +75,10 @@ def loss_and_gradients(
         return rest
     blocks = jax.tree.map(lambda array: array[:whole].reshape(-1, BLOCK), (x, y, own))
     of_blocks = jax.vmap(sum_over_points, in_axes=(None, 0, 0, 0))(coefficients, *blocks)
-    return jax.tree.map(lambda sums, last: sums.sum() + last, of_blocks, rest)
+    all_points: tuple[Float[Array, ""], Coefficients] = jax.tree.map(
+        lambda sums, last: sums.sum() + last, of_blocks, rest
+    )
+    return all_points
 
 
 def of_each_point(
@@ -97,7 +100,8 @@ def sum_over_points(
     """The sums of that, five at once."""
     each = of_each_point(coefficients, x, y, own)
     zeros = jax.tree.map(lambda terms: jnp.zeros((), terms.dtype), each)
-    return jax.lax.reduce(each, zeros, partial(jax.tree.map, jnp.add), (0,))
+    sums: tuple[Float[Array, ""], Coefficients] = jax.lax.reduce(each, zeros, partial(jax.tree.map, jnp.add), (0,))
+    return sums
 
 
 def losses_and_gradients(
@@ -175,7 +179,7 @@ def scan_steps(step: Step, carry: Carry, shard: Shard, steps: dict[str, Array]) 
 
 def compile_piece(spec: TrainingSpec, carry: Carry, shard: Shard) -> Piece[Carry] | None:
     """The loop of a piece as one compiled program a length, or None, and a warning, where JAX may not compile."""
-    if jax.config.jax_disable_jit:
+    if jax.config.values["jax_disable_jit"]:
         warnings.warn(f"{EAGERLY}: jax_disable_jit is set", RuntimeWarning, stacklevel=4)
         return None
     compiled = {
@@ -296,5 +300,5 @@ def fit(
         losses=trained.record["losses"],
         traces=trained.traces,
         seconds={"compile": compile_seconds, "run": trained.seconds},
-        versions={"jax": jax.__version__, "jaxlib": jaxlib.__version__, "optax": optax.__version__},
+        versions={"jax": jax.__version__, "jaxlib": jaxlib.version.__version__, "optax": optax.__version__},
     )

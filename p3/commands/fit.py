@@ -80,16 +80,14 @@ def fit(
                 again = f"{BACKENDS[backend].package} --checkpoint {shlex.quote(str(checkpoint.directory))} --resume"
                 raise StoppedError(f"interrupted; saved up to step {step}: go on with {again}")
 
-        result: FitResult = package.fit(spec, progress, checkpoint)
-    return result
+        return package.fit(spec, progress, checkpoint)
 
 
 def fit_starts(backend: BackendName, spec: TrainingSpec, count: int, spread: float) -> StartsResult:
     """The backend's fits from random starts, with a progress bar."""
     package = load(backend)
     with progress_bar(BACKENDS[backend].title, spec.jit, count) as show:
-        result: StartsResult = package.fit_starts(spec, random_starts(spec, count, spread), show)
-    return result
+        return package.fit_starts(spec, random_starts(spec, count, spread), show)
 
 
 def fit_command(backend: BackendName) -> click.Command:

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 
-from p3.backends import BACKENDS, BackendName, load
+from p3.backends import BACKENDS, Backend, BackendName, load
 from p3.errors import InputError
 from p3.fitting.checkpoint import Checkpoint
 from p3.fitting.data import Points, count_points, make_points
@@ -262,7 +262,7 @@ def record_up_to(spec: TrainingSpec, step: int) -> Mapping[str, np.ndarray]:
         return saved.record
 
 
-def links_of(package: Any, coefficients: Mapping[str, float], points: Points) -> Links:
+def links_of(package: Backend, coefficients: Mapping[str, float], points: Points) -> Links:
     """The links that a framework computes, the local derivative and the outgoing gradient by the hand-written rule."""
     x, y = points
     a, b, c, d = (np.array(coefficients[name], x.dtype) for name in "abcd")

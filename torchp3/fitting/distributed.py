@@ -120,7 +120,7 @@ def gather(spec: TrainingSpec, value: Made) -> list[Made]:
     if spec.devices == 1 or process_count() == 1:
         return [value]
     store, number, index = distributed_c10d._get_default_store(), next(GATHERED), process_index()
-    store.set(f"p3 {number} {index}", pickle.dumps(value))
+    store.set(f"p3 {number} {index}", pickle.dumps(value))  # type: ignore[arg-type]  # PyTorch's stub knows no bytes
     values = [pickle.loads(store.get(f"p3 {number} {process}")) for process in range(process_count())]
     store.delete_key(f"p3 {number - 1} {index}")  # which all have read who have come to this number
     return values
@@ -137,7 +137,7 @@ def together(spec: TrainingSpec, make: Callable[[], Made]) -> Made:
     """
     if spec.devices == 1:
         return make()
-    made, message = None, None
+    message = None
     try:
         made = make()
     except InputError as error:
@@ -162,8 +162,9 @@ def total(
         return loss, gradients
     from torch.distributed import _functional_collectives  # which loads much, for several processes alone
 
-    parts = torch.stack([loss, *gradients.values()])
-    value, *sums = _functional_collectives.all_reduce(parts, "sum", torch.distributed.group.WORLD).unbind()
+    parts, everyone = torch.stack([loss, *gradients.values()]), torch.distributed.group.WORLD
+    assert everyone is not None
+    value, *sums = _functional_collectives.all_reduce(parts, "sum", everyone).unbind()
     return value.clone(), {name: part.clone() for name, part in zip(gradients, sums, strict=True)}
 
 

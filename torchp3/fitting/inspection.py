@@ -22,8 +22,10 @@ def observe(spec: TrainingSpec, number: int, coefficients: Mapping[str, float]) 
         x, y, _ = train.seen(shard, told)
         placed = place_coefficients(spec, coefficients)
         value, gradients = train.loss_and_gradients(placed, x, y)
-        arrays = (array.cpu().numpy().astype(np.float64) for array in (x, y, model.predict(placed, x)))
-        return Observation(*arrays, float(value), {name: float(gradient) for name, gradient in gradients.items()})
+        arrays = (x, y, model.predict(placed, x))
+        of_x, of_y, prediction = (array.cpu().numpy().astype(np.float64) for array in arrays)
+        by_name = {name: float(gradient) for name, gradient in gradients.items()}
+        return Observation(of_x, of_y, prediction, float(value), by_name)
 
 
 def replay(spec: TrainingSpec, traces: Mapping[str, Float64[np.ndarray, "steps *coefficients"]]) -> np.ndarray:

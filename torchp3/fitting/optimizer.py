@@ -1,6 +1,7 @@
 """The update rules of the specification, from `torch.optim`."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,23 +46,21 @@ def update(
     counts = [] if isinstance(optimizer, optimizers.Sgd) else [count.clone() for _ in updated]
     capturable = torch.compiler.is_compiling()  # that the count and the learning rate are tensors, and no numbers
     rate = learning_rate if capturable else learning_rate.item()
-    common = {"lr": rate, "weight_decay": optimizer.weight_decay, "maximize": False, "foreach": False}
+    common: dict[str, Any] = {"lr": rate, "weight_decay": optimizer.weight_decay, "maximize": False, "foreach": False}
     match optimizer:
         case optimizers.Sgd():
-            momenta = remembered.get("momentum", [None] * len(updated))
             if optimizer.dampening:
-                momenta = undamped(optimizer, updated, clipped, momenta, count)
+                remembered["momentum"] = undamped(optimizer, updated, clipped, remembered["momentum"], count)
             sgd(
                 updated,
                 clipped,
-                momenta,
+                [*remembered["momentum"]] if optimizer.momentum else [None] * len(updated),
                 momentum=optimizer.momentum,
                 dampening=optimizer.dampening,
                 nesterov=optimizer.nesterov,
                 fused=False,
                 **common,
             )
-            remembered = {"momentum": momenta} if optimizer.momentum else {}
         case optimizers.Adam() | optimizers.Adamw():
             adam(
                 updated,

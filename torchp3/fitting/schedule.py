@@ -14,11 +14,11 @@ def learning_rates(spec: TrainingSpec) -> Float64[np.ndarray, "steps"]:
     if isinstance(spec.schedule, schedules.Constant):
         return np.full(spec.steps, spec.optimizer.learning_rate)
     scheduler = make_schedule(spec)
-    rates = [scheduler.get_last_lr()[0]]
+    rates = [float(scheduler.get_last_lr()[0])]
     for _ in range(min(spec.steps - 1, spec.decay_steps)):  # beyond its decay PyTorch's cosine rises again
         scheduler.optimizer.step()
         scheduler.step()
-        rates.append(scheduler.get_last_lr()[0])
+        rates.append(float(scheduler.get_last_lr()[0]))
     return np.pad(rates, (0, spec.steps - len(rates)), mode="edge")
 
 

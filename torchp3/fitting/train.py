@@ -156,6 +156,7 @@ def scan_steps(step: Step, carry: Carry, shard: Shard, steps: dict[str, Tensor])
 
     first, last = len(tree_leaves(carry)), len(tree_leaves((carry, steps)))
     results = scan_op(body, given[:first], given[first:last], given[last:])
+    assert result_tree is not None
     after, recorded = tree_unflatten(results, result_tree)
     return after, arrange(carry[0], steps, recorded)
 
