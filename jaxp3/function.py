@@ -1,9 +1,12 @@
 """JAX's functions as operators that the parity checker can take: NumPy arrays in and out."""
 
+import functools
+import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from threading import RLock, local
 from typing import Any
 
@@ -14,10 +17,14 @@ from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from p3.parity.function import Arrays, Function, NoMeaningError
 from p3.parity.inputs import program_of
-from p3.parity.operator import Arrays, Operator
 
 JaxArrays = tuple[Array, ...]
+Transform = Callable[..., JaxArrays]  # of one group of arrays or several
+Combinator = Callable[[Transform, tuple[int, ...] | None, Callable[[], object]], Transform]
+PROGRAMS = 128  # that are kept
+AS_WRITTEN = {"xla_allow_excess_precision": False}  # so that what is half precision eagerly is so compiled
 JAX_ITSELF = os.path.dirname(jax.__file__)
 REFUSALS = (  # what JAX says of what there is not
     "can't apply forward-mode autodiff (jvp) to a custom_vjp",
@@ -31,7 +38,7 @@ SCALED: dict[type, tuple[Any, int]] = {}  # by class of rules that are scalable:
 LOCK = RLock()  # of SCALED; never held while a user's function runs
 
 
-def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
+def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Function:
     """
     Make an operator of a function of arrays, for `p3.parity.check`.
 
@@ -47,7 +54,7 @@ def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: A
     (array([1.]),)
     """
     name = getattr(f, "__name__", type(f).__name__)
-    return FunctionOperator(f, name, arguments, static)
+    return ArrayFunction(f, name, arguments, tuple(sorted(static.items())))
 
 
 def to_array(x: Array) -> np.ndarray:
@@ -75,67 +82,90 @@ def is_inexact(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def nothing() -> None:
+    """What is done between the passes of a pullback where nothing is asked for."""
+
+
 @dataclass(frozen=True)
-class FunctionOperator:
-    """A function of arrays as a `p3.parity.Operator`; the fields after `static` say by which transforms it runs."""
+class ArrayFunction(Function):
+    """A function of arrays as a `p3.parity.Function`; the fields after `static` say what of it, and by which modes."""
 
     f: Callable[..., Any]
     name: str
     differentiable: tuple[int, ...] | None
-    static: dict[str, Any]
+    static: tuple[tuple[str, Any], ...]
+    combinators: tuple[Combinator, ...] = ()  # `vjp_of` and `jvp_of`, the innermost first
     one_by_one: bool = False  # the gradient of each output by each argument alone, all others constant
+    is_quick: bool = False  # compiled, and kept with what it is a program of
     is_compiled: bool = False
     is_sharded: bool = False  # compiled for arrays that are divided among all devices
     batch: tuple[int, ...] = ()  # the arguments that have one more axis in front
     factor: float = 1.0
+    between: Callable[[], object] = nothing
 
     @property
-    def framework(self) -> str:
+    def framework(self) -> str:  # type: ignore[override]
         """The framework's name and version."""
         return f"JAX {jax.__version__}"
 
     @property
-    def program(self) -> str:
+    def program(self) -> str:  # type: ignore[override]
         """Python that makes this as `operator`; empty where the function has no name to be imported by."""
-        return program_of("jaxp3", self.f, {"arguments": self.differentiable, **self.static})
+        return program_of("jaxp3", self.f, {"arguments": self.differentiable, **dict(self.static)})
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
-        if self.differentiable is not None:
-            return self.differentiable
-        return tuple(i for i, x in enumerate(inputs) if is_inexact(x))
+        return super().arguments(inputs) if self.differentiable is None else self.differentiable
 
-    def batched(self, arguments: tuple[int, ...]) -> Operator:
+    def pullback(self) -> "ArrayFunction":
+        """By `jax.vjp`."""
+        return self.combined(vjp_one_by_one if self.one_by_one else vjp_of)
+
+    def pushforward(self) -> "ArrayFunction":
+        """By `jax.jvp`."""
+        return self.combined(jvp_one_by_one if self.one_by_one else jvp_of)
+
+    def combined(self, combinator: Combinator) -> "ArrayFunction":
+        """What a combinator makes of this."""
+        if self.one_by_one and self.combinators:
+            raise NoMeaningError("one output and argument at a time is a way of differentiating once")
+        return replace(self, combinators=(*self.combinators, combinator))
+
+    def interrupted(self, between: Callable[[], object]) -> Function:
+        """The same, where the pullback calls `between` between its passes."""
+        return replace(self, between=between)
+
+    def quick(self) -> Function:
+        """By `jax.jit`, and kept for the next call; operations are not contracted to a wider precision."""
+        return replace(self, is_quick=True)
+
+    def batched(self, arguments: tuple[int, ...]) -> Function:
         """By `jax.vmap`."""
         return replace(self, batch=arguments)
 
-    def transformed(self) -> dict[str, Operator]:
+    def transformed(self) -> dict[str, Function]:
         """JAX has one way to differentiate, in which other rules run for what is constant; and by `jax.shard_map`."""
-
-        def f(*arrays: Array, **static: Any) -> JaxArrays:
-            return on_each_device(lambda *copies: outputs(self.f(*copies, **static), self.name))(*arrays)
-
         return {
             "one output and argument at a time": replace(self, one_by_one=True),
-            "shard_map": replace(self, f=f, is_compiled=True),  # where it is not, JAX compiles each operation alone
+            # Where it is not compiled, JAX compiles each operation alone.
+            "shard_map": replace(self, combinators=(on_each_device,), is_compiled=True),
         }
 
-    def compiled(self) -> dict[str, Operator]:
+    def compiled(self) -> dict[str, Function]:
         """By `jax.jit`; and where there are several devices, for arrays that are divided among them."""
-        found: dict[str, Operator] = {"jax.jit": replace(self, is_compiled=True)}
+        found: dict[str, Function] = {"jax.jit": replace(self, is_compiled=True)}
         if len(jax.local_devices()) > 1:
             found["sharded jax.jit"] = replace(self, is_sharded=True)
         return found
 
-    def scaled(self, factor: float) -> Operator:
+    def scaled(self, factor: float) -> Function:
         """The same, what every `custom_vjp`'s and `custom_jvp`'s rule returns multiplied."""
         return replace(self, factor=factor)
 
     def rules(self, inputs: Arrays) -> tuple[str, ...]:
         """The names of the `custom_vjp` and `custom_jvp` functions in the program that JAX makes of f."""
         with self.wide(inputs):
-            program = jax.make_jaxpr(lambda arrays: outputs(self.f(*arrays, **self.static), self.name))
-            return tuple(sorted(custom_functions(program(from_arrays(inputs)))))
+            return tuple(sorted(custom_functions(jax.make_jaxpr(self.outputs)(from_arrays(inputs)))))
 
     @contextmanager
     def scaled_rules(self) -> Iterator[None]:
@@ -158,99 +188,149 @@ class FunctionOperator:
         """float64 and complex128 are switched on for a call that is given them, and for no other."""
         return jax.enable_x64(any(x.dtype.name in ("float64", "complex128") for group in groups for x in group))
 
-    def alone(self, argument: int, output: int) -> "FunctionOperator":
-        """One differentiable output as a function of one argument."""
+    def outputs(self, inputs: JaxArrays) -> JaxArrays:
+        """f(inputs), as a tuple."""
+        return outputs(self.f(*inputs, **dict(self.static)), self.name)
 
-        def one(*arrays: Array, **static: Any) -> Array:
-            return [y for y in outputs(self.f(*arrays, **static), self.name) if is_inexact(y)][output]
-
-        return replace(self.along(argument), f=one)
-
-    def along(self, argument: int) -> "FunctionOperator":
-        """The same as a function of one argument."""
-        return replace(self, differentiable=(argument,), one_by_one=False)
-
-    def run(self, transform: Callable[..., JaxArrays], inputs: Arrays, *others: Arrays) -> Arrays:
-        """Call transform(inputs, *others) on JAX's arrays, compiled and batched as this operator is."""
+    def call(self) -> Transform:
+        """The function of groups of JAX's arrays that this is, compiled and batched."""
+        call: Transform = self.outputs
+        for combinator in self.combinators:
+            call = combinator(call, self.differentiable, self.between)
         if self.batch:
-            axes = tuple(0 if i in self.batch else None for i in range(len(inputs)))
-            transform = jax.vmap(transform, (axes, *(0 for _ in others)))
+            call = self.mapped(call)
+        if self.is_quick:
+            return jax.jit(call, compiler_options=AS_WRITTEN)
         if self.is_compiled:
-            transform = jax.jit(transform)
-        if self.is_sharded:
-            transform = sharded(transform)
-        with refusals(), self.wide(inputs, *others), self.scaled_rules():
-            return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
+            return jax.jit(call)
+        return sharded(call) if self.is_sharded else call
 
-    def function(self, inputs: Arrays) -> tuple[Callable[..., JaxArrays], Callable[[JaxArrays], JaxArrays]]:
-        """F's differentiable outputs as a function of its differentiable arguments and all others; and those of all."""
-        positions = self.arguments(inputs)
+    def mapped(self, call: Transform) -> Transform:
+        """By `jax.vmap`."""
 
-        def inexact_outputs(arguments: JaxArrays, arrays: JaxArrays) -> JaxArrays:
-            given = list(arrays)
-            for i, argument in zip(positions, arguments, strict=True):
-                given[i] = argument
-            return tuple(y for y in outputs(self.f(*given, **self.static), self.name) if is_inexact(y))
+        def vmap(inputs: JaxArrays, *others: JaxArrays) -> JaxArrays:
+            axes = tuple(0 if i in self.batch else None for i in range(len(inputs)))
+            found: JaxArrays = jax.vmap(call, (axes, *(0 for _ in others)))(inputs, *others)
+            return found
 
-        return inexact_outputs, lambda arrays: tuple(arrays[i] for i in positions)
+        return vmap
 
-    def value(self, inputs: Arrays) -> Arrays:
-        """F(inputs)."""
-        return self.run(lambda arrays: outputs(self.f(*arrays, **self.static), self.name), inputs)
+    def value(self, *groups: Arrays) -> Arrays:
+        """The function's outputs."""
+        call = program(self) if self.is_quick and is_hashable(self) else self.call()
+        with refusals(), self.wide(*groups), self.scaled_rules():
+            return to_arrays(call(*map(from_arrays, groups)))
 
-    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
-        """The vjp, by `jax.vjp`."""
-        f, select = self.function(inputs)
-        if self.one_by_one:
-            return tuple(
-                np.sum([self.alone(i, k).vjp(inputs, (v,), between)[0] for k, v in enumerate(cotangents)], axis=0)
-                for i in self.arguments(inputs)
-            )
 
-        def vjp(arrays: JaxArrays, cotangents: JaxArrays) -> JaxArrays:
-            pullback = jax.vjp(lambda *arguments: f(arguments, arrays), *select(arrays))[1]
-            between()
-            return pullback(cotangents)
+def is_hashable(function: ArrayFunction) -> bool:
+    """Whether a function, and all that it is always called with, can be a key."""
+    try:
+        hash(function)
+    except TypeError:
+        return False
+    return True
 
-        return self.run(vjp, inputs, cotangents)
 
-    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
-        """The jvp, by `jax.jvp`."""
-        f, select = self.function(inputs)
-        if self.one_by_one:
-            sides = zip(self.arguments(inputs), tangents, strict=True)
-            along = [self.along(i).jvp(inputs, (w,)) for i, w in sides]
-            return tuple(np.sum(parts, axis=0) for parts in zip(*along, strict=True))
+@lru_cache(maxsize=PROGRAMS)
+def program(function: ArrayFunction) -> Transform:
+    """A compiled function, kept."""
+    return function.call()
 
-        def jvp(arrays: JaxArrays, tangents: JaxArrays) -> JaxArrays:
-            return jax.jvp(lambda *arguments: f(arguments, arrays), select(arrays), tangents)[1]
 
-        return self.run(jvp, inputs, tangents)
+def split(
+    groups: Sequence[JaxArrays], differentiable: tuple[int, ...] | None
+) -> tuple[JaxArrays, Callable[[JaxArrays], list[JaxArrays]]]:
+    """The arrays to differentiate by, of the first group those at some positions; and what puts others there."""
+    chosen = [differentiable, *(None for _ in groups[1:])]
+    places = [
+        (k, i)
+        for k, (group, positions) in enumerate(zip(groups, chosen, strict=True))
+        for i, x in enumerate(group)
+        if (is_inexact(x) if positions is None else i in positions)
+    ]
 
-    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """The vjp of the vjp."""
-        f, select = self.function(inputs)
+    def merge(moving: JaxArrays) -> list[JaxArrays]:
+        merged = [list(group) for group in groups]
+        for (k, i), x in zip(places, moving, strict=True):
+            merged[k][i] = x
+        return [tuple(group) for group in merged]
 
-        def vjp_of_vjp(arrays: JaxArrays, cotangents: JaxArrays, directions: JaxArrays) -> JaxArrays:
-            def vjp(arguments: JaxArrays, cotangents: JaxArrays) -> JaxArrays:
-                return jax.vjp(lambda *arguments: f(arguments, arrays), *arguments)[1](cotangents)
+    return tuple(groups[k][i] for k, i in places), merge
 
-            gradients = jax.vjp(vjp, select(arrays), cotangents)[1](directions)
-            return (*gradients[0], *gradients[1])
 
-        return self.run(vjp_of_vjp, inputs, cotangents, directions)
+def vjp_of(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The vjp of a function of groups of arrays, by `jax.vjp`."""
 
-    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """The jvp of the vjp, forward over reverse."""
-        f, select = self.function(inputs)
+    def vjp(*groups: JaxArrays) -> JaxArrays:
+        *primals, cotangents = groups
+        moving, merge = split(primals, differentiable)
+        transposed = jax.vjp(lambda *moving: inexact(f(*merge(moving))), *moving)[1]
+        between()
+        gradients: JaxArrays = transposed(cotangents)
+        return gradients
 
-        def jvp_of_vjp(arrays: JaxArrays, cotangents: JaxArrays, directions: JaxArrays) -> JaxArrays:
-            def vjp(*arguments: Array) -> JaxArrays:
-                return jax.vjp(lambda *arguments: f(arguments, arrays), *arguments)[1](cotangents)
+    return vjp
 
-            return jax.jvp(vjp, select(arrays), directions)[1]
 
-        return self.run(jvp_of_vjp, inputs, cotangents, directions)
+def jvp_of(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The jvp of a function of groups of arrays, by `jax.jvp`."""
+
+    def jvp(*groups: JaxArrays) -> JaxArrays:
+        *primals, tangents = groups
+        moving, merge = split(primals, differentiable)
+        pushed: JaxArrays = jax.jvp(lambda *moving: inexact(f(*merge(moving))), moving, tangents)[1]
+        return pushed
+
+    return jvp
+
+
+def vjp_one_by_one(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The vjp, as the sum over the outputs of the vjp of each by each argument alone."""
+
+    def vjp(inputs: JaxArrays, cotangents: JaxArrays) -> JaxArrays:
+        moving, merge = split([inputs], differentiable)
+
+        def gradient(i: int, k: int) -> Array:
+            def one(x: Array) -> JaxArrays:
+                return (inexact(f(*merge((*moving[:i], x, *moving[i + 1 :]))))[k],)
+
+            return vjp_of(one_group(one), None, between)((moving[i],), (cotangents[k],))[0]
+
+        return tuple(total([gradient(i, k) for k in range(len(cotangents))]) for i in range(len(moving)))
+
+    return vjp
+
+
+def jvp_one_by_one(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The jvp, as the sum over the arguments of the jvp by each alone."""
+
+    def jvp(inputs: JaxArrays, tangents: JaxArrays) -> JaxArrays:
+        moving, merge = split([inputs], differentiable)
+
+        def tangent(i: int) -> JaxArrays:
+            def one(x: Array) -> JaxArrays:
+                return f(*merge((*moving[:i], x, *moving[i + 1 :])))
+
+            return jvp_of(one_group(one), None, between)((moving[i],), (tangents[i],))
+
+        return tuple(map(total, zip(*map(tangent, range(len(moving))), strict=True)))
+
+    return jvp
+
+
+def one_group(f: Callable[..., JaxArrays]) -> Transform:
+    """A function of several arrays as one of a group of them."""
+    return lambda inputs: f(*inputs)
+
+
+def total(parts: Sequence[Array]) -> Array:
+    """The sum."""
+    return functools.reduce(operator.add, parts)
+
+
+def inexact(arrays: JaxArrays) -> JaxArrays:
+    """Those that are floating or complex."""
+    return tuple(y for y in arrays if is_inexact(y))
 
 
 @contextmanager
@@ -278,7 +358,7 @@ def all_devices() -> Mesh:
     return Mesh(np.array(jax.local_devices()), ("devices",))
 
 
-def on_each_device(f: Callable[..., JaxArrays]) -> Callable[..., JaxArrays]:
+def on_each_device(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
     """
     The mean of what each device computes by f of a copy of the arguments, which is f, by `jax.shard_map`.
 
@@ -291,10 +371,10 @@ def on_each_device(f: Callable[..., JaxArrays]) -> Callable[..., JaxArrays]:
         return jnp.broadcast_to(x, (mesh.size, *x.shape))
 
     def of_copy(*copies: Array) -> JaxArrays:
-        return tuple(y[None] for y in f(*(x[0] for x in copies)))
+        return tuple(y[None] for y in f(tuple(x[0] for x in copies)))
 
     mapped = jax.shard_map(of_copy, mesh=mesh, in_specs=PartitionSpec("devices"), out_specs=PartitionSpec("devices"))
-    return lambda *arrays: tuple(y.mean(0) if is_inexact(y) else y[0] for y in mapped(*map(copied, arrays)))
+    return lambda inputs: tuple(y.mean(0) if is_inexact(y) else y[0] for y in mapped(*map(copied, inputs)))
 
 
 def sharded(transform: Callable[..., JaxArrays]) -> Callable[..., JaxArrays]:
@@ -305,7 +385,8 @@ def sharded(transform: Callable[..., JaxArrays]) -> Callable[..., JaxArrays]:
         long = [axis for axis, length in enumerate(x.shape) if length >= mesh.size]
         even = [axis for axis in long if x.shape[axis] % mesh.size == 0]
         spec = PartitionSpec(*(None,) * (even or long)[0], "devices") if long else PartitionSpec()
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        constrained: Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        return constrained
 
     def of_divided(inputs: JaxArrays, *others: JaxArrays) -> JaxArrays:
         if not any(length >= mesh.size for x in inputs for length in x.shape):
@@ -336,7 +417,7 @@ def factor_here() -> float:
 
 
 @contextmanager
-def scalable(kind: type, name: str, scale: Callable[..., Any]) -> Iterator[None]:
+def scalable(kind: Any, name: str, scale: Callable[..., Any]) -> Iterator[None]:
     """While it lasts, the rules of a kind are scaled where a thread has a factor; not those of JAX itself."""
     with LOCK:
         if kind not in SCALED:

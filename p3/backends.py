@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # some of these import this module, which itself needs none o
     from p3.fitting.spec import TrainingSpec
     from p3.fitting.starts import StartsProgress, StartsResult
     from p3.fitting.training import Observation, Progress
-    from p3.parity.operator import Operator
+    from p3.parity.function import Function
 
 BackendName = Literal["torch", "jax"]
 Made = TypeVar("Made")
@@ -101,7 +101,7 @@ class Backend(Protocol):
     def legendre_p3(self, x: Any) -> Any:
         """P3 of each element of an array, with the hand-written derivative rule."""
 
-    def as_operator(self, f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
+    def as_operator(self, f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Function:
         """Make an operator of a function of the framework's arrays, for `p3.parity.check`."""
 
 

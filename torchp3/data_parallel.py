@@ -8,21 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import GradBucket, ProcessGroup
+from torch.distributed import GradBucket, ProcessGroup  # type: ignore[attr-defined]  # left out of its __all__
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from p3.parity.operator import Arrays, NoMeaningError
+from p3.parity.function import Arrays, NoMeaningError
 from torchp3.function import (
-    FunctionOperator,
+    ArrayFunction,
+    Combinator,
     Scaling,
     Tensors,
     conjugate,
     from_arrays,
     graph_of,
-    outputs,
+    inexact,
     refusals,
+    split,
     to_arrays,
+    vjp_of,
 )
 
 # Of the cotangent, what each rank pulls back: exact, not the same in both, and on average all of it. None is 0, since
@@ -30,7 +33,7 @@ from torchp3.function import (
 PARTS = (1.5, 0.5)
 
 
-class DataParallelOperator(FunctionOperator):
+class DataParallelFunction(ArrayFunction):
     """
     The same where the differentiable arguments are parameters under DistributedDataParallel.
 
@@ -38,53 +41,35 @@ class DataParallelOperator(FunctionOperator):
     vjp of v.
     """
 
-    def value(self, inputs: Arrays) -> Arrays:
-        """The module's outputs."""
+    def combined(self, combinator: Combinator) -> ArrayFunction:
+        """The vjp, by `backward`, and nothing else."""
+        if self.combinators or combinator is not vjp_of:
+            raise NoMeaningError("DistributedDataParallel averages what comes to grad, with no graph and no tangent")
+        return super().combined(combinator)
+
+    def value(self, *groups: Arrays) -> Arrays:
+        """The module's outputs, or the vjp."""
         ranks = Ranks()
-        _, select = self.function(inputs)
-        tensors = from_arrays(inputs)
-
-        def f(arguments: Tensors) -> Tensors:
-            given = dict(enumerate(tensors)) | dict(zip(self.arguments(inputs), arguments, strict=True))
-            return outputs(self.f(*given.values(), **self.static), self.name)
-
-        with refusals():
-            return to_arrays(ranks.run(lambda rank: ranks.wrap(rank, Module(f, select(tensors)))()))
-
-    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
-        """The vjp, by `backward`."""
-        ranks = Ranks()
-        f, select = self.function(inputs)
-        tensors = from_arrays(inputs)
+        inputs, *cotangents = map(from_arrays, groups)
+        moving, merge = split([inputs], self.differentiable)
 
         def train(rank: int) -> Tensors:
             with Scaling(self.factor) if self.factor != 1.0 else nullcontext():
-                return pull_back(rank)
+                module = ranks.wrap(rank, Module(lambda moving: self.outputs(*merge(moving)), moving))
+                results: Tensors = module()
+                return pull_back(rank, module, inexact(results)) if cotangents else results
 
-        def pull_back(rank: int) -> Tensors:
-            module = ranks.wrap(rank, Module(lambda arguments: f(arguments, tensors), select(tensors)))
-            results = module()
+        def pull_back(rank: int, module: torch.nn.Module, results: Tensors) -> Tensors:
             ranks.barrier.wait()  # both have gone forward before either goes back
             if rank == 0:
-                between()
+                self.between()
             ranks.barrier.wait()
-            seeds = [PARTS[rank] * v for v in conjugate(from_arrays(cotangents))]
-            return gradients(results, tuple(module.parameters()), seeds)
+            seeds = [PARTS[rank] * v for v in conjugate(cotangents[0])]
+            return conjugate(gradients(results, tuple(module.parameters()), seeds))
 
-        with refusals(), self.scaled_rules(inputs):
-            return to_arrays(conjugate(ranks.run(train)))
-
-    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
-        """None."""
-        raise NoMeaningError("DistributedDataParallel averages what comes to grad, and no tangent does")
-
-    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """None."""
-        raise NoMeaningError("DistributedDataParallel averages what comes to grad, which has no graph")
-
-    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """None."""
-        raise NoMeaningError("DistributedDataParallel averages what comes to grad, and no tangent does")
+        with refusals(), self.scaled_rules(groups[0]):
+            found: Tensors = ranks.run(train)
+            return to_arrays(found)
 
 
 class Module(torch.nn.Module):
@@ -120,7 +105,8 @@ class Ranks:
     def wrap(self, rank: int, module: torch.nn.Module) -> DistributedDataParallel:
         """The module, its parameters' gradients averaged over the ranks."""
         # A group that nothing goes through: the parameters are the same from the start, and the hook does the rest.
-        wrapped = DistributedDataParallel(module, process_group=ProcessGroup(rank, 2), init_sync=False)
+        group = ProcessGroup(rank, 2)  # type: ignore[call-arg]  # the stub knows of no group without a store
+        wrapped = DistributedDataParallel(module, process_group=group, init_sync=False)
         wrapped.register_comm_hook(rank, self.average)
         return wrapped
 
@@ -159,5 +145,5 @@ def gradients(results: Tensors, parameters: Tensors, cotangents: list[Tensor]) -
     used = {node.variable for node in graph_of(results) if hasattr(node, "variable")}
     pairs = [(y, v) for y, v in zip(results, cotangents, strict=True) if y.requires_grad]
     pairs += [(x, torch.zeros_like(x)) for x in parameters if x not in used]
-    torch.autograd.backward(*zip(*pairs, strict=True))
+    torch.autograd.backward([y for y, _ in pairs], [v for _, v in pairs])
     return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in parameters)

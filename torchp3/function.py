@@ -1,8 +1,10 @@
 """PyTorch's functions as operators that the parity checker can take: NumPy arrays in and out."""
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from threading import RLock, active_count
 from types import FunctionType
@@ -14,10 +16,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from p3.parity.function import Arrays, Function, NoMeaningError
 from p3.parity.inputs import program_of
-from p3.parity.operator import Arrays, Operator
 
 Tensors = tuple[Tensor, ...]
+Transform = Callable[..., Tensors]  # of one group of tensors or several
+Combinator = Callable[[Transform, tuple[int, ...] | None, Callable[[], object]], Transform]
 RULES = ("backward", "vjp", "jvp")  # the methods of an autograd.Function that are derivative rules
 REFUSALS = ("must override the setup_context", "does not have vmap support")  # what PyTorch says of what there is not
 
@@ -29,7 +33,7 @@ SCALED: dict[tuple[type, str], tuple[Any, int]] = {}
 LOCK = RLock()  # of SCALED; never held while a user's function runs
 
 
-def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Operator:
+def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Function:
     """
     Make an operator of a function of tensors, for `p3.parity.check`.
 
@@ -46,7 +50,7 @@ def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: A
     """
     name = getattr(f, "__name__", type(f).__name__)
     function = f.apply if inspect.isclass(f) and issubclass(f, torch.autograd.Function) else f
-    return FunctionOperator(function, name, arguments, static)
+    return ArrayFunction(function, name, arguments, tuple(sorted(static.items())))
 
 
 def to_array(x: Tensor) -> np.ndarray:
@@ -78,64 +82,92 @@ def is_inexact(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
+def nothing() -> None:
+    """What is done between the passes of a pullback where nothing is asked for."""
+
+
 @dataclass(frozen=True)
-class FunctionOperator:
-    """A function of tensors as a `p3.parity.Operator`; the fields after `static` say by which transforms it runs."""
+class ArrayFunction(Function):
+    """A function of arrays as a `p3.parity.Function`; the fields after `static` say what of it, and by which modes."""
 
     f: Callable[..., Any]
     name: str
     differentiable: tuple[int, ...] | None
-    static: dict[str, Any]
-    functional: bool = False  # by torch.func instead of autograd
+    static: tuple[tuple[str, Any], ...]
+    combinators: tuple[Combinator, ...] = ()  # `vjp_of` and `jvp_of`, the innermost first
     one_by_one: bool = False  # the gradient of each output by each argument alone, all others left out of the graph
+    functional: bool = False  # by torch.func instead of autograd
     is_compiled: bool = False
     batch: tuple[int, ...] = ()  # the arguments that have one more axis in front
     factor: float = 1.0
+    between: Callable[[], object] = nothing
 
     @property
-    def framework(self) -> str:
+    def framework(self) -> str:  # type: ignore[override]
         """The framework's name and version."""
         return f"PyTorch {torch.__version__}"
 
     @property
-    def program(self) -> str:
+    def program(self) -> str:  # type: ignore[override]
         """Python that makes this as `operator`; empty where the function has no name to be imported by."""
         # An autograd.Function is given as a class, and run by its method.
         given = self.f.__self__ if inspect.ismethod(self.f) and self.f.__name__ == "apply" else self.f
-        return program_of("torchp3", given, {"arguments": self.differentiable, **self.static})
+        return program_of("torchp3", given, {"arguments": self.differentiable, **dict(self.static)})
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
-        if self.differentiable is not None:
-            return self.differentiable
-        return tuple(i for i, x in enumerate(from_arrays(inputs)) if is_inexact(x))
+        return super().arguments(inputs) if self.differentiable is None else self.differentiable
 
-    def batched(self, arguments: tuple[int, ...]) -> Operator:
+    def pullback(self) -> "ArrayFunction":
+        """By `torch.autograd.grad` or `torch.func.vjp`."""
+        if self.one_by_one:
+            return self.combined(vjp_one_by_one)
+        return self.combined(functional_vjp_of if self.functional else vjp_of)
+
+    def pushforward(self) -> "ArrayFunction":
+        """By dual numbers or `torch.func.jvp`, which alone can be nested."""
+        if self.one_by_one:
+            return self.combined(jvp_one_by_one)
+        if self.combinators == (jvp_of,):
+            return replace(self, functional=True, combinators=(functional_jvp_of, functional_jvp_of))
+        return self.combined(functional_jvp_of if self.functional else jvp_of)
+
+    def combined(self, combinator: Combinator) -> "ArrayFunction":
+        """What a combinator makes of this."""
+        if self.one_by_one and self.combinators:
+            raise NoMeaningError("one output and argument at a time is a way of differentiating once")
+        return replace(self, combinators=(*self.combinators, combinator))
+
+    def interrupted(self, between: Callable[[], object]) -> Function:
+        """The same, where the pullback calls `between` between its passes."""
+        return replace(self, between=between)
+
+    def batched(self, arguments: tuple[int, ...]) -> Function:
         """By `torch.vmap`, and so by `torch.func`."""
         return replace(self, batch=arguments, functional=True)
 
-    def transformed(self) -> dict[str, Operator]:
+    def transformed(self) -> dict[str, Function]:
         """By `torch.func`; by autograd, one argument and output alone; and in data-parallel training."""
-        found: dict[str, Operator] = {
+        found: dict[str, Function] = {
             "torch.func": replace(self, functional=True),
             "one output and argument at a time": replace(self, one_by_one=True),
         }
         if torch.distributed.is_available():  # which PyTorch can be built without
-            from torchp3.data_parallel import DataParallelOperator
+            from torchp3.data_parallel import DataParallelFunction
 
-            found["DistributedDataParallel"] = DataParallelOperator(
+            found["DistributedDataParallel"] = DataParallelFunction(
                 self.f, self.name, self.differentiable, self.static, factor=self.factor
             )
         return found
 
-    def compiled(self) -> dict[str, Operator]:
+    def compiled(self) -> dict[str, Function]:
         """By `torch.compile` of the function, and of its derivatives by `torch.func`."""
         return {
             "torch.compile": replace(self, is_compiled=True),
             "torch.compile of torch.func": replace(self, functional=True, is_compiled=True),
         }
 
-    def scaled(self, factor: float) -> Operator:
+    def scaled(self, factor: float) -> Function:
         """The same, what every `autograd.Function`'s rule returns multiplied."""
         return replace(self, factor=factor)
 
@@ -148,7 +180,7 @@ class FunctionOperator:
         tensors = list(from_arrays(inputs))
         for i in self.arguments(inputs):
             tensors[i] = tensors[i].detach().requires_grad_()
-        nodes = graph_of(outputs(self.f(*tensors, **self.static), self.name))
+        nodes = graph_of(self.outputs(tuple(tensors)))
         return {node._forward_cls for node in nodes if hasattr(node, "_forward_cls")}
 
     @contextmanager
@@ -169,139 +201,168 @@ class FunctionOperator:
             scaling.scale(self.factor)
             yield
 
-    def alone(self, argument: int, output: int) -> "FunctionOperator":
-        """One differentiable output as a function of one argument."""
+    def outputs(self, inputs: Tensors) -> Tensors:
+        """f(inputs), as a tuple."""
+        return outputs(self.f(*inputs, **dict(self.static)), self.name)
 
-        def one(*tensors: Tensor, **static: Any) -> Tensor:
-            return [y for y in outputs(self.f(*tensors, **static), self.name) if is_inexact(y)][output]
+    def call(self) -> Transform:
+        """The function of groups of tensors that this is, compiled and batched."""
 
-        return replace(self.along(argument), f=one)
+        def call(inputs: Tensors) -> Tensors:  # a function, of whose code Dynamo compiles a copy
+            return self.outputs(inputs)
 
-    def along(self, argument: int) -> "FunctionOperator":
-        """The same as a function of one argument."""
-        return replace(self, differentiable=(argument,), one_by_one=False)
-
-    def run(self, transform: Callable[..., Tensors], inputs: Arrays, *others: Arrays) -> Arrays:
-        """Call transform(inputs, *others) on tensors, compiled and batched as this operator is."""
+        # Users compile the function, and have autograd go through it; of what torch.func makes, they compile the whole.
+        by_autograd = set(self.combinators) == {vjp_of}
+        if self.is_compiled and by_autograd:
+            call = compile_apart(call)
+        for combinator in self.combinators:
+            call = combinator(call, self.differentiable, self.between)
         if self.batch:
+            call = self.mapped(call)
+        return compile_apart(call) if self.is_compiled and not by_autograd else call
+
+    def mapped(self, call: Transform) -> Transform:
+        """By `torch.vmap`."""
+
+        def vmap(inputs: Tensors, *others: Tensors) -> Tensors:
             axes = tuple(0 if i in self.batch else None for i in range(len(inputs)))
-            transform = torch.vmap(transform, (axes, *(0 for _ in others)))
-        if self.is_compiled:
-            transform = compile_apart(transform)
-        with refusals(), self.scaled_rules(inputs):
-            return to_arrays(transform(from_arrays(inputs), *map(from_arrays, others)))
+            found: Tensors = torch.vmap(call, (axes, *(0 for _ in others)))(inputs, *others)
+            return found
 
-    def function(self, inputs: Arrays) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
-        """F's differentiable outputs as a function of its differentiable arguments and all others; and those of all."""
-        positions = self.arguments(inputs)
+        return vmap
 
-        def inexact_outputs(arguments: Tensors, tensors: Tensors) -> Tensors:
-            given = list(tensors)
-            for i, argument in zip(positions, arguments, strict=True):
-                given[i] = argument
-            return tuple(y for y in outputs(self.f(*given, **self.static), self.name) if is_inexact(y))
+    def value(self, *groups: Arrays) -> Arrays:
+        """The function's outputs."""
+        is_forward = {jvp_of, functional_jvp_of, jvp_one_by_one} & set(self.combinators)
+        with forward_mode() if is_forward else nullcontext(), refusals(), self.scaled_rules(groups[0]):
+            return to_arrays(self.call()(*map(from_arrays, groups)))
 
-        return inexact_outputs, lambda tensors: tuple(tensors[i] for i in positions)
 
-    def value(self, inputs: Arrays) -> Arrays:
-        """F(inputs)."""
-        return self.run(lambda tensors: outputs(self.f(*tensors, **self.static), self.name), inputs)
+def split(
+    groups: Sequence[Tensors], differentiable: tuple[int, ...] | None
+) -> tuple[Tensors, Callable[[Tensors], list[Tensors]]]:
+    """The tensors to differentiate by, of the first group those at some positions; and what puts others there."""
+    chosen = [differentiable, *(None for _ in groups[1:])]
+    places = [
+        (k, i)
+        for k, (group, positions) in enumerate(zip(groups, chosen, strict=True))
+        for i, x in enumerate(group)
+        if (is_inexact(x) if positions is None else i in positions)
+    ]
 
-    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
-        """The vjp, by `torch.autograd.grad` or `torch.func.vjp`."""
-        f, select = self.function(inputs)
-        if self.one_by_one:
-            return tuple(
-                np.sum([self.alone(i, k).vjp(inputs, (v,), between)[0] for k, v in enumerate(cotangents)], axis=0)
-                for i in self.arguments(inputs)
-            )
-        if not self.functional:
-            return self.by_autograd(inputs, cotangents, between=between)
+    def merge(moving: Tensors) -> list[Tensors]:
+        merged = [list(group) for group in groups]
+        for (k, i), x in zip(places, moving, strict=True):
+            merged[k][i] = x
+        return [tuple(group) for group in merged]
 
-        def vjp(tensors: Tensors, cotangents: Tensors) -> Tensors:
-            pullback = torch.func.vjp(lambda *arguments: f(arguments, tensors), *select(tensors))[1]
+    return tuple(groups[k][i] for k, i in places), merge
+
+
+def vjp_of(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The vjp of a function of groups of tensors, by `torch.autograd.grad`, as in training."""
+
+    def vjp(*groups: Tensors) -> Tensors:
+        *primals, cotangents = groups
+        moving, merge = split(primals, differentiable)
+        with torch.enable_grad():
+            is_inner = any(x.requires_grad for x in (*moving, *cotangents))  # what is outside differentiates this
+            moving = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in moving)
+            results = inexact(f(*merge(moving)))
             between()
-            return conjugate(pullback(conjugate(cotangents)))
+            return conjugate(pull_back(results, moving, conjugate(cotangents), create_graph=is_inner))
 
-        return self.run(vjp, inputs, cotangents)
+    return vjp
 
-    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
-        """The jvp, by dual numbers or `torch.func.jvp`."""
-        f, select = self.function(inputs)
-        if self.one_by_one:
-            sides = zip(self.arguments(inputs), tangents, strict=True)
-            along = [self.along(i).jvp(inputs, (w,)) for i, w in sides]
-            return tuple(np.sum(parts, axis=0) for parts in zip(*along, strict=True))
 
-        def jvp(tensors: Tensors, tangents: Tensors) -> Tensors:
-            if self.functional:
-                return torch.func.jvp(lambda *arguments: f(arguments, tensors), select(tensors), tangents)[1]
-            with forward_ad.dual_level():
-                duals = tuple(map(forward_ad.make_dual, select(tensors), tangents))
-                return tuple(map(tangent_of, f(duals, tensors)))
+def jvp_of(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The jvp of a function of groups of tensors, by dual numbers."""
 
-        with forward_mode():
-            return self.run(jvp, inputs, tangents)
+    def jvp(*groups: Tensors) -> Tensors:
+        *primals, tangents = groups
+        moving, merge = split(primals, differentiable)
+        is_of_derivative = len(primals) > 1  # and needs a graph to go back through
+        with forward_ad.dual_level(), torch.enable_grad() if is_of_derivative else nullcontext():
+            if is_of_derivative:
+                moving = tuple(x.detach().requires_grad_() for x in moving)
+            duals = tuple(map(forward_ad.make_dual, moving, tangents))
+            return tuple(map(tangent_of, inexact(f(*merge(duals)))))
 
-    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """The vjp of the vjp."""
-        f, select = self.function(inputs)
-        if not self.functional:
-            return self.by_autograd(inputs, cotangents, directions)
+    return jvp
 
-        def vjp_of_vjp(tensors: Tensors, cotangents: Tensors, directions: Tensors) -> Tensors:
-            def vjp(arguments: Tensors, cotangents: Tensors) -> Tensors:
-                pullback = torch.func.vjp(lambda *arguments: f(arguments, tensors), *arguments)[1]
-                return conjugate(pullback(conjugate(cotangents)))
 
-            gradients = torch.func.vjp(vjp, select(tensors), cotangents)[1](conjugate(directions))
-            return conjugate((*gradients[0], *gradients[1]))
+def functional_vjp_of(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The vjp of a function of groups of tensors, by `torch.func.vjp`."""
 
-        return self.run(vjp_of_vjp, inputs, cotangents, directions)
+    def vjp(*groups: Tensors) -> Tensors:
+        *primals, cotangents = groups
+        moving, merge = split(primals, differentiable)
+        transposed = torch.func.vjp(lambda *moving: inexact(f(*merge(moving))), *moving)[1]
+        between()
+        return conjugate(transposed(conjugate(cotangents)))
 
-    def by_autograd(
-        self,
-        inputs: Arrays,
-        cotangents: Arrays,
-        directions: Arrays | None = None,
-        between: Callable[[], object] = lambda: None,
-    ) -> Arrays:
-        """The vjp, or with directions the vjp of the vjp, by `torch.autograd.grad`, as in training."""
-        f, select = self.function(inputs)
-        f = compile_apart(f) if self.is_compiled else f
-        with refusals(), self.scaled_rules(inputs), torch.enable_grad():
-            tensors = from_arrays(inputs)
-            arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
-            results = f(arguments, tensors)
-            between()
-            seeds = from_arrays(cotangents)
-            if directions is None:
-                gradients = pull_back(results, arguments, conjugate(seeds))
-            else:
-                seeds = tuple(seed.detach().requires_grad_() for seed in seeds)
-                first = pull_back(results, arguments, conjugate(seeds), create_graph=True)
-                gradients = pull_back(conjugate(first), (*arguments, *seeds), conjugate(from_arrays(directions)))
-        return to_arrays(conjugate(gradients))
+    return vjp
 
-    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """The jvp of the vjp, forward over reverse."""
-        f, select = self.function(inputs)
 
-        def jvp_of_vjp(tensors: Tensors, cotangents: Tensors, directions: Tensors) -> Tensors:
-            def vjp(*arguments: Tensor) -> Tensors:
-                pullback = torch.func.vjp(lambda *arguments: f(arguments, tensors), *arguments)[1]
-                return conjugate(pullback(conjugate(cotangents)))
+def functional_jvp_of(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The jvp of a function of groups of tensors, by `torch.func.jvp`."""
 
-            if self.functional:
-                return torch.func.jvp(vjp, select(tensors), directions)[1]
-            with torch.enable_grad(), forward_ad.dual_level():
-                arguments = tuple(x.detach().requires_grad_() for x in select(tensors))
-                duals = tuple(map(forward_ad.make_dual, arguments, directions))
-                gradients = pull_back(f(duals, tensors), duals, conjugate(cotangents), create_graph=True)
-                return tuple(map(tangent_of, conjugate(gradients)))
+    def jvp(*groups: Tensors) -> Tensors:
+        *primals, tangents = groups
+        moving, merge = split(primals, differentiable)
+        pushed: Tensors = torch.func.jvp(lambda *moving: inexact(f(*merge(moving))), moving, tangents)[1]
+        return pushed
 
-        with forward_mode():
-            return self.run(jvp_of_vjp, inputs, cotangents, directions)
+    return jvp
+
+
+def vjp_one_by_one(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The vjp, as the sum over the outputs of the vjp of each by each argument alone."""
+
+    def vjp(inputs: Tensors, cotangents: Tensors) -> Tensors:
+        moving, merge = split([inputs], differentiable)
+
+        def gradient(i: int, k: int) -> Tensor:
+            def one(x: Tensor) -> Tensors:
+                return (inexact(f(*merge((*moving[:i], x, *moving[i + 1 :]))))[k],)
+
+            return vjp_of(one_group(one), None, between)((moving[i],), (cotangents[k],))[0]
+
+        return tuple(total([gradient(i, k) for k in range(len(cotangents))]) for i in range(len(moving)))
+
+    return vjp
+
+
+def jvp_one_by_one(f: Transform, differentiable: tuple[int, ...] | None, between: Callable[[], object]) -> Transform:
+    """The jvp, as the sum over the arguments of the jvp by each alone."""
+
+    def jvp(inputs: Tensors, tangents: Tensors) -> Tensors:
+        moving, merge = split([inputs], differentiable)
+
+        def tangent(i: int) -> Tensors:
+            def one(x: Tensor) -> Tensors:
+                return f(*merge((*moving[:i], x, *moving[i + 1 :])))
+
+            return jvp_of(one_group(one), None, between)((moving[i],), (tangents[i],))
+
+        return tuple(map(total, zip(*map(tangent, range(len(moving))), strict=True)))
+
+    return jvp
+
+
+def one_group(f: Callable[..., Tensors]) -> Transform:
+    """A function of several tensors as one of a group of them."""
+    return lambda inputs: f(*inputs)
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum."""
+    return functools.reduce(operator.add, parts)
+
+
+def inexact(arrays: Tensors) -> Tensors:
+    """Those that are floating or complex."""
+    return tuple(y for y in arrays if is_inexact(y))
 
 
 @contextmanager
@@ -406,7 +467,8 @@ class Scaling(TorchFunctionMode):
         """The factor is this one from here on."""
         self.before = factor_here()
         self.scale(self.factor)
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def scale(self, factor: float) -> None:
         """The factor is this one from here on."""

@@ -11,7 +11,7 @@ from comparisons.atlas.pairs import CHECKS, Pair
 from comparisons.atlas.snippets import at_element, snippet
 from p3.parity import ParityReport
 from p3.parity.case import DTYPES, Case
-from p3.parity.operator import Arrays
+from p3.parity.function import Arrays
 from p3.parity.quantity import Quantity
 from p3.parity.result import CheckResult, Finding, Refusal
 

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict
 import jaxp3
 import torchp3
 from p3.parity import ParityReport, check
+from p3.parity.function import Arrays, Function
 from p3.parity.inputs import parse_input
-from p3.parity.operator import Arrays, Operator
 
 PAIRS = Path(__file__).with_name("pairs.toml")
 CHECKS = (
@@ -67,7 +67,7 @@ class Pair(BaseModel):
         function.__name__ = expression
         return function  # type: ignore[no-any-return]
 
-    def sides(self) -> tuple[Operator, Operator]:
+    def sides(self) -> tuple[Function, Function]:
         """The function in PyTorch, and in JAX."""
         return (
             torchp3.as_operator(self.function(self.torch, torch=torch)),

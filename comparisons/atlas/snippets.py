@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from p3.parity.operator import Arrays, at_precision, is_inexact, wide
+from p3.parity.function import Arrays, at_precision, is_inexact, wide
 from p3.parity.quantity import Quantity
 
 TEMPLATE = """\

@@ -9,10 +9,10 @@ import numpy as np
 
 from p3.errors import InputError
 from p3.parity import truth
+from p3.parity.function import Arrays, Function, is_inexact, wide
 from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
-from p3.parity.operator import Arrays, Operator, is_inexact, wide
 from p3.parity.quantity import Groups, Quantity
-from p3.parity.recorded import RefusalError
+from p3.parity.recorded import Recorded, RefusalError, Results, asked, digest
 from p3.parity.truth import Truth
 from p3.tolerance import TRUTH
 
@@ -64,8 +64,8 @@ class Case:
     closed_form, surrogate, points, awkward, dtypes, compiled, seed : the `Options`
     """
 
-    reference: Operator
-    port: Operator
+    reference: Recorded
+    port: Recorded
     inputs: Arrays
     closed_form: Callable[..., object] | None = None
     surrogate: bool = False
@@ -75,9 +75,10 @@ class Case:
     compiled: bool = True
     seed: int = 0
     _truths: dict[object, Truth] = field(default_factory=dict)
+    _sizes: Results = field(default_factory=Results)
 
     @property
-    def sides(self) -> tuple[tuple[str, Operator], ...]:
+    def sides(self) -> tuple[tuple[str, Recorded], ...]:
         """Both operators, and what to call them."""
         return ("the reference", self.reference), ("the port", self.port)
 
@@ -117,29 +118,40 @@ class Case:
         return self.like(tuple(self.inputs[i] for i in self.arguments), 2)
 
     @cached_property
+    def directions(self) -> Arrays:
+        """Another tangent for each differentiable argument."""
+        return self.like(tuple(self.inputs[i] for i in self.arguments), 7)
+
+    @cached_property
     def elementwise(self) -> bool:
         """Whether each element of the outputs depends on its own inputs alone."""
         return truth.is_elementwise(self.reference.value, self.inputs, self.arguments, self.random())
 
     def quantity(self, name: str) -> Quantity:
-        """Value, vjp, jvp, vjp of vjp or jvp of vjp."""
+        """The value, a derivative, or a derivative of one."""
         groups: dict[str, Groups] = {
             "value": (self.inputs,),
             "vjp": (self.inputs, self.cotangents),
             "jvp": (self.inputs, self.tangents),
             "vjp of vjp": (self.inputs, self.cotangents, self.tangents),
             "jvp of vjp": (self.inputs, self.cotangents, self.tangents),
+            "vjp of jvp": (self.inputs, self.tangents, self.cotangents),
+            "jvp of jvp": (self.inputs, self.tangents, self.directions),
         }
         return Quantity(name, name.replace(" ", "_"), groups[name])
 
     def size(self, quantity: Quantity) -> Arrays:
         """The size that `PARITY` names, for each element of a quantity: the reference's, or the port's."""
-        try:
-            return self._size(quantity, self.reference)
-        except RefusalError:
-            return self._size(quantity, self.port)
 
-    def _size(self, quantity: Quantity, operator: Operator) -> Arrays:
+        def size() -> Arrays:
+            try:
+                return self._size(quantity, self.reference)
+            except RefusalError:
+                return self._size(quantity, self.port)
+
+        return self._sizes.get((quantity.name, digest(quantity.groups)), size)
+
+    def _size(self, quantity: Quantity, operator: Function) -> Arrays:
         random = self.random()
         still = tuple(map(wide, quantity.of(operator)))
         moves: list[Arrays] = []
@@ -166,7 +178,7 @@ class Case:
         largest_of = [float(size[np.isfinite(size)].max(initial=0.0)) for size in sizes]
         return tuple(np.maximum(size, JOINT * most) for size, most in zip(sizes, largest_of, strict=True))
 
-    def true(self, quantity: Quantity, operator: Operator) -> Truth | None:
+    def true(self, quantity: Quantity, operator: Recorded) -> Truth | None:
         """What a quantity of a side should be by its own values, or by its own vjp for second derivatives."""
         key = (quantity.name, operator)
         if key not in self._truths:
@@ -176,26 +188,50 @@ class Case:
             self._truths[key] = found
         return self._truths[key]
 
-    def _find_truth(self, quantity: Quantity, operator: Operator) -> Truth | None:
+    def _find_truth(self, quantity: Quantity, operator: Recorded) -> Truth | None:
         if quantity.name == "value":
             if self.closed_form is None:
                 return None
             return Truth(self.closed(self.inputs), tuple(np.zeros(y.shape) for y in self.values), "the closed form")
 
+        unrecorded = operator.unrecorded
+
         def inexact(inputs: Arrays) -> Arrays:
-            values = operator.value(inputs) if self.closed_form is None else self.closed(inputs)
+            values = asked(unrecorded, "", "value", inputs) if self.closed_form is None else self.closed(inputs)
             return tuple(y for y in values if is_inexact(y))
 
-        if "of vjp" in quantity.name:
+        def gradient(inputs: Arrays) -> Arrays:
+            return asked(unrecorded, "", "vjp", inputs, self.cotangents)
 
-            def gradient(inputs: Arrays) -> Arrays:
-                return tuple(operator.vjp(inputs, self.cotangents))
+        def tangent(inputs: Arrays) -> Arrays:
+            return asked(unrecorded, "", "jvp", inputs, self.tangents)
 
-            elementwise = self.elementwise and len({x.shape for x in self.inputs}) == 1
-            if quantity.name == "jvp of vjp":
-                return truth.true_jvp(gradient, self.inputs, self.arguments, self.tangents)
+        elementwise = self.elementwise and len({x.shape for x in self.inputs}) == 1
+        got = quantity.of(operator)
+        if quantity.name == "jvp of vjp":
+            return truth.true_jvp(gradient, self.inputs, self.arguments, self.tangents)
+        if quantity.name == "jvp of jvp":
+            return truth.true_jvp(tangent, self.inputs, self.arguments, self.directions)
+        if quantity.name == "vjp of jvp":
+            by_arguments = truth.true_vjp(
+                tangent, self.inputs, self.arguments, self.cotangents, elementwise, self.random(), got
+            )
+            # The jvp is linear in its tangent, and its transpose is the vjp.
+            by_tangents = truth.true_vjp(
+                inexact,
+                self.inputs,
+                self.arguments,
+                self.cotangents,
+                self.elementwise,
+                self.random(),
+                got[len(self.arguments) :],
+            )
+            return Truth(
+                by_arguments.values + by_tangents.values, by_arguments.errors + by_tangents.errors, by_arguments.method
+            )
+        if quantity.name == "vjp of vjp":
             of_arguments = truth.true_vjp(
-                gradient, self.inputs, self.arguments, self.tangents, elementwise, self.random()
+                gradient, self.inputs, self.arguments, self.tangents, elementwise, self.random(), got
             )
             # The vjp is linear in its cotangent, and its transpose is the jvp.
             of_cotangents = truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents)
@@ -210,7 +246,9 @@ class Case:
                 truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents),
                 truth.complex_step(inexact, self.inputs, self.arguments, self.tangents),
             )
-        found = truth.true_vjp(inexact, self.inputs, self.arguments, self.cotangents, self.elementwise, self.random())
+        found = truth.true_vjp(
+            inexact, self.inputs, self.arguments, self.cotangents, self.elementwise, self.random(), got
+        )
         if not (self.elementwise and len(self.arguments) == 1 and len({x.shape for x in self.inputs}) == 1):
             return found
         slopes = truth.complex_step(
@@ -244,11 +282,13 @@ class Case:
 
     def parts(self, quantity: Quantity) -> list[str]:
         """What to call each array that a quantity has."""
-        if quantity.name in ("value", "jvp"):
+        if quantity.name in ("value", "jvp", "jvp of jvp"):
             return [f"output {k}" for k, y in enumerate(self.values) if quantity.name == "value" or is_inexact(y)]
         arguments = [f"argument {i}" for i in self.arguments]
         if quantity.name == "vjp of vjp":
             return [*arguments, *(f"cotangent {k}" for k in range(len(self.cotangents)))]
+        if quantity.name == "vjp of jvp":
+            return [*arguments, *(f"tangent {i}" for i in self.arguments)]
         return arguments
 
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
@@ -266,7 +306,7 @@ class Case:
         except (RefusalError, ValueError, IndexError):
             return 0.0
 
-    def own(self, quantity: Quantity, operator: Operator, k: int) -> float:
+    def own(self, quantity: Quantity, operator: Function, k: int) -> float:
         """By how many of float32's epsilons one array of a side is off its own float64 answer."""
         single, double = (quantity.of(operator, precision)[k] for precision in ("float32", "float64"))
         return largest(in_epsilons(single, double, self.size(quantity)[k], "float32"))
@@ -288,7 +328,7 @@ class Case:
         for size, value, error in zip(self.size(quantity), known.values, known.errors, strict=True):
             yield np.maximum(size, np.nan_to_num(np.abs(value), posinf=0.0)), value, error
 
-    def from_truth(self, quantity: Quantity, operator: Operator, known: Truth) -> Iterator[tuple[int, Mismatch]]:
+    def from_truth(self, quantity: Quantity, operator: Recorded, known: Truth) -> Iterator[tuple[int, Mismatch]]:
         """Where a side differs from the truth by more than the truth may itself be off."""
         results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
         for k, (size, value, error) in enumerate(self.with_sizes(quantity, known)):

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 from p3.errors import InputError
 from p3.parity import derivatives, domain, faults, identities, modes, special
 from p3.parity.case import DTYPES, Case, Options, arrays_of, make_inputs
-from p3.parity.operator import Operator, is_inexact
+from p3.parity.function import Function, is_inexact
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult, refused
@@ -18,6 +18,8 @@ CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "jvp": derivatives.jvp,
     "vjp of vjp": derivatives.vjp_of_vjp,
     "jvp of vjp": derivatives.jvp_of_vjp,
+    "vjp of jvp": derivatives.vjp_of_jvp,
+    "jvp of jvp": derivatives.jvp_of_jvp,
     "adjoint": identities.adjoint,
     "linearity": identities.linearity,
     "transformed": modes.transformed,
@@ -34,15 +36,16 @@ CHECKS: dict[str, Callable[[Case], CheckResult]] = {
 }
 
 # Of a derivative, which a function has none of whose results are whole numbers or truth values.
-OF_DERIVATIVES = ("vjp", "jvp", "vjp of vjp", "jvp of vjp", "adjoint", "linearity", "rule", "power")
+SECOND = ("vjp of vjp", "jvp of vjp", "vjp of jvp", "jvp of jvp")
+OF_DERIVATIVES = ("vjp", "jvp", *SECOND, "adjoint", "linearity", "rule", "power")
 OF_FLOATING = ("dtypes", "low precision")
 
 Progress = Callable[[str, int, int], None]
 
 
 def check(
-    reference: Operator,
-    port: Operator,
+    reference: Function,
+    port: Function,
     inputs: object,
     *,
     only: Iterable[str] | None = None,
@@ -119,7 +122,7 @@ def alike(case: Case) -> bool:
     return sides[0] == sides[1]
 
 
-def make_case(reference: Operator, port: Operator, inputs: object, **options: Unpack[Options]) -> Case:
+def make_case(reference: Function, port: Function, inputs: object, **options: Unpack[Options]) -> Case:
     """
     The case, once both operators have been called with the inputs.
 
@@ -129,7 +132,7 @@ def make_case(reference: Operator, port: Operator, inputs: object, **options: Un
         One cannot be, or an option is none.
     """
     for operator in (reference, port):
-        if not isinstance(operator, Operator):
+        if not isinstance(operator, Function):
             raise InputError(
                 f"{getattr(operator, '__name__', operator)!r} is {type(operator).__name__} and no operator; "
                 "make one of it with torchp3.as_operator or jaxp3.as_operator"
@@ -148,6 +151,8 @@ def make_case(reference: Operator, port: Operator, inputs: object, **options: Un
             raise InputError(
                 f"{operator.name} ({operator.framework}) cannot be called with inputs of {shapes}: {refusal}"
             ) from refusal
+    for _, operator in case.sides:
+        operator.hurry(case.inputs, case.cotangents)
     if not case.arguments:
         raise InputError("no input is floating or complex, so that there is no derivative to check; give one that is")
     for _, operator in case.sides:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from p3.parity.case import Case, is_reliable
+from p3.parity.function import Arrays, at_precision, is_inexact, wide
 from p3.parity.mismatch import Mismatch, explain, largest
-from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
 from p3.parity.quantity import Quantity
-from p3.parity.recorded import RefusalError, asked
+from p3.parity.recorded import Recorded, RefusalError, asked
 from p3.parity.result import CheckResult, Finding, judged, refused
 
 SURROGATE = "both sides agree with each other: if the rule is not meant to be the derivative, say surrogate=True"
@@ -38,6 +38,16 @@ def vjp_of_vjp(case: Case) -> CheckResult:
 def jvp_of_vjp(case: Case) -> CheckResult:
     """Hessian-vector products, forward over reverse."""
     return hold(case, case.quantity("jvp of vjp"))
+
+
+def vjp_of_jvp(case: Case) -> CheckResult:
+    """Second derivatives, reverse over forward."""
+    return hold(case, case.quantity("vjp of jvp"))
+
+
+def jvp_of_jvp(case: Case) -> CheckResult:
+    """Second derivatives, forward over forward."""
+    return hold(case, case.quantity("jvp of jvp"))
 
 
 def hold(case: Case, quantity: Quantity) -> CheckResult:
@@ -109,7 +119,7 @@ def kind(x: np.ndarray) -> str:
 def finding(
     case: Case,
     quantity: Quantity,
-    operator: Operator,
+    operator: Recorded,
     side: str,
     against: str,
     k: int,
@@ -167,17 +177,17 @@ def mistakes(case: Case, quantity: Quantity, k: int, expected: Arrays) -> dict[s
 def inputs_at(case: Case, quantity: Quantity, k: int, index: tuple[int, ...]) -> tuple[complex | float, ...]:
     """The inputs that an element comes from, where that can be said."""
     shape = case.values[0].shape
-    is_gradient = "vjp" in quantity.name and k < len(case.arguments)
+    is_gradient = quantity.name not in ("value", "jvp", "jvp of jvp") and k < len(case.arguments)
     if case.elementwise and (not is_gradient or case.inputs[case.arguments[k]].shape == shape):
         return tuple(np.broadcast_to(x, shape)[index].item() for x in case.inputs)
     return (case.inputs[case.arguments[k]][index].item(),) if is_gradient else ()
 
 
 def true_at(
-    case: Case, quantity: Quantity, operator: Operator, k: int, index: tuple[int, ...]
+    case: Case, quantity: Quantity, operator: Recorded, k: int, index: tuple[int, ...]
 ) -> complex | float | None:
     """The true value of an element, where it is known; of a second derivative, only by the side's own first."""
-    if "of vjp" in quantity.name or (case.surrogate and quantity.name != "value"):
+    if " of " in quantity.name or (case.surrogate and quantity.name != "value"):
         return None
     known = case.true(quantity, operator)
     if known is None or known.values[k].shape[: len(index)] != known.values[k].shape:
@@ -206,7 +216,7 @@ def snippet(case: Case, quantity: Quantity, side: str, k: int, mismatch: Mismatc
     if not made or sum(x.size for group in groups for x in group) > LARGEST_SNIPPET:
         return ""
     name = side.removeprefix("the ")
-    names = ["inputs", "cotangents" if "vjp" in quantity.name else "tangents", "directions"][: len(groups)]
+    names = ["inputs", "cotangents" if quantity.name.endswith("vjp") else "tangents", "directions"][: len(groups)]
     lines = ["import numpy as np", *(["import ml_dtypes"] if mismatch.precision == "bfloat16" else []), ""]
     lines.append(made.replace("operator = ", f"{name} = ", 1))
     for group_name, group in zip(names, groups, strict=True):

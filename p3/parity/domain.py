@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from p3.parity.case import Case
+from p3.parity.function import Arrays, Function, at_precision, epsilon, is_inexact, wide
 from p3.parity.mismatch import Pair, climb, explain, in_epsilons, largest
-from p3.parity.operator import Arrays, Operator, at_precision, epsilon, is_inexact, wide
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
@@ -29,12 +29,12 @@ def dtypes(case: Case) -> CheckResult:
         arguments = [inputs[i] for i in case.arguments]
         for side, operator in case.sides:
             try:
-                values = asked(operator, f"{side}, {dtype}", "value", inputs)
+                values = asked(operator, side, "value", inputs, mode=dtype)
                 for k, y in enumerate(values):
                     if is_inexact(y) and at_precision((y,), dtype)[0].dtype != y.dtype:
                         text = f"for {dtype} inputs its dtype is {y.dtype}"
                         findings.append(Finding(side, "its inputs' dtype", f"output {k}", text, where=dtype))
-                gradients = asked(operator, f"{side}, {dtype}", "vjp", inputs, cotangents)
+                gradients = asked(operator, side, "vjp", inputs, cotangents, mode=dtype)
             except RefusalError as refusal:
                 refusals.append(refusal.refusal)
                 if side == "the port" and ("the reference", dtype) in taken:
@@ -71,7 +71,7 @@ def low_precision(case: Case) -> CheckResult:
             for side, operator in case.sides:
                 try:
                     given = (inputs, *(at_precision(group, dtype) for group in groups))
-                    results = asked(operator, f"{side}, {dtype}", method, *given)
+                    results = asked(operator, side, method, *given, mode=dtype)
                     single = quantity.of(operator, "float32")
                     expected = quantity.of(operator)
                 except RefusalError as refusal:
@@ -113,7 +113,7 @@ def shapes(case: Case) -> CheckResult:
     refusals: list[Refusal] = []
     taken: set[tuple[str, str]] = set()
     for side, recorded in case.sides:
-        operator = getattr(recorded, "operator", recorded)
+        operator = recorded.unrecorded
         try:
             known = list(shaped(case, recorded))
         except RefusalError as refusal:  # of the plain arrays that the shapes are made from
@@ -128,7 +128,7 @@ def shapes(case: Case) -> CheckResult:
                 ("vjp", (inputs, cotangents), should_gradients),
             ):
                 try:
-                    results = asked(operator, f"{side}, {name}", method, *groups)
+                    results = asked(operator, side, method, *groups, mode=name)
                 except RefusalError as refusal:
                     refusals.append(refusal.refusal)
                     if (name, method) in taken:
@@ -158,7 +158,7 @@ class Shaped(NamedTuple):
     gradients: Arrays
 
 
-def shaped(case: Case, operator: Operator) -> Iterator[Shaped]:
+def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
     """The shapes to try, of numbers whose results are known from one plain array of them."""
     if not case.elementwise:
         inputs, values = tuple(map(strided, case.inputs)), operator.value(case.inputs)
@@ -190,7 +190,7 @@ def shaped(case: Case, operator: Operator) -> Iterator[Shaped]:
         yield tabled(case, operator, f"argument {position} without an axis", rows)
 
 
-def tabled(case: Case, operator: Operator, name: str, inputs: Arrays) -> Shaped:
+def tabled(case: Case, operator: Function, name: str, inputs: Arrays) -> Shaped:
     """Inputs that are repeated in a table of 4 rows and 6 columns, and what comes of the tables."""
     table = tuple(np.broadcast_to(x, (4, 6)).copy() for x in inputs)
     values = operator.value(table)

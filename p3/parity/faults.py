@@ -9,14 +9,15 @@ import numpy as np
 from p3.parity.case import Case
 from p3.parity.derivatives import vjp, vjp_of_vjp
 from p3.parity.domain import dtypes, low_precision
-from p3.parity.operator import Arrays, Operator, at_precision, is_inexact, wide
+from p3.parity.function import Arrays, Function, at_precision, is_inexact, wide
+from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.result import CheckResult, Finding
 
-# What the checks at the given inputs must notice; the others are at inputs of their own.
-NOTICING = (vjp, vjp_of_vjp, dtypes, low_precision)
+# What must notice a fault besides the vjp and the vjp of the vjp; the other checks are at inputs of their own.
+NOTICING = (dtypes, low_precision)
 
-Rule = Callable[[Operator, Arrays, Arrays], Arrays | None]
+Rule = Callable[[Function, Arrays, Arrays], Arrays | None]
 
 
 class Fault(NamedTuple):
@@ -40,7 +41,7 @@ class Fault(NamedTuple):
 def each(change: Callable[[np.ndarray], np.ndarray | None]) -> Rule:
     """The rule whose gradients are all changed; None where none can be."""
 
-    def rule(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    def rule(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
         gradients = operator.vjp(inputs, cotangents)
         changed = [change(g) for g in gradients]
         if all(g is None for g in changed):
@@ -50,7 +51,7 @@ def each(change: Callable[[np.ndarray], np.ndarray | None]) -> Rule:
     return rule
 
 
-def without_constant_term(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+def without_constant_term(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
     """The derivative without the term that does not depend on the inputs, which is what it is at 0."""
     zeros = tuple(np.zeros_like(x) if is_inexact(x) else x for x in inputs)
     with np.errstate(all="ignore"):
@@ -62,7 +63,7 @@ def without_constant_term(operator: Operator, inputs: Arrays, cotangents: Arrays
         return tuple(g - term for g, term in zip(operator.vjp(inputs, cotangents), terms, strict=True))
 
 
-def of_another_call(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+def of_another_call(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
     """The gradient with the residual of a call with other inputs, the same ones in another order."""
     others = tuple(np.roll(x, 1) if is_inexact(x) else x for x in inputs)
     if all(x.size < 2 for x in inputs):
@@ -70,7 +71,7 @@ def of_another_call(operator: Operator, inputs: Arrays, cotangents: Arrays) -> A
     return operator.vjp(others, cotangents)
 
 
-def swapped(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+def swapped(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
     """The gradients of two arguments of one shape, the one for the other."""
     gradients = list(operator.vjp(inputs, cotangents))
     for i in range(len(gradients)):
@@ -81,7 +82,7 @@ def swapped(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | 
     return None
 
 
-def unsummed(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+def unsummed(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
     """The gradient of a broadcast argument from the first element alone of each axis that it is repeated along."""
     arguments = operator.arguments(inputs)
     gradients = list(operator.vjp(inputs, cotangents))
@@ -100,13 +101,13 @@ def unsummed(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays |
     return tuple(gradients) if found else None
 
 
-def without_conjugate(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+def without_conjugate(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
     """The conjugate of a complex gradient."""
     gradients = operator.vjp(inputs, cotangents)
     return tuple(g.conj() for g in gradients) if any(g.dtype.kind == "c" for g in gradients) else None
 
 
-def in_other_dtype(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+def in_other_dtype(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
     """Gradients in float32, whatever the argument."""
     return tuple(
         g.astype(np.complex64 if g.dtype.kind == "c" else np.float32) for g in operator.vjp(inputs, cotangents)
@@ -122,7 +123,7 @@ def nan_at_one_point(g: np.ndarray) -> np.ndarray | None:
     return changed
 
 
-def half_alone(operator: Operator, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+def half_alone(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
     """An eighth too much, in half precision."""
     gradients = operator.vjp(inputs, cotangents)
     return tuple(g + g / g.dtype.type(8) if g.dtype.itemsize == 2 else g for g in gradients)
@@ -163,24 +164,76 @@ FAULTS = (
 )
 
 
-class FaultyPort(Recorded):
+class FaultyPort(Function):
     """A port with a fault in its vjp; all else is its own."""
 
-    def __init__(self, port: Recorded, fault: Fault) -> None:
+    def __init__(self, port: Function, fault: Fault) -> None:
         """The fault is planted."""
-        super().__init__(port, port.side)
         self.port, self.fault = port, fault
+        self.name, self.framework = port.name, port.framework
 
-    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
+    def value(self, *groups: Arrays) -> Arrays:
+        """The port's."""
+        return self.port.value(*groups)
+
+    def arguments(self, inputs: Arrays) -> tuple[int, ...]:
+        """The port's."""
+        return self.port.arguments(inputs)
+
+    def pullback(self) -> Function:
         """The faulty vjp."""
-        with np.errstate(all="ignore"):
-            return self.fault.rule(self.port, inputs, cotangents) or ()
+        return FaultyPullback(self)
 
-    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
+    def pushforward(self) -> Function:
+        """The port's."""
+        return self.port.pushforward()
+
+
+class FaultyPullback(Function):
+    """The vjp of a faulty port."""
+
+    def __init__(self, function: FaultyPort) -> None:
+        """It is that of a port with a fault."""
+        self.function = function
+        self.name, self.framework = function.name, function.framework
+
+    def value(self, *groups: Arrays) -> Arrays:
+        """The faulty vjp."""
+        inputs, cotangents = groups
+        with np.errstate(all="ignore"):
+            return self.function.fault.rule(self.function.port, inputs, cotangents) or ()
+
+    def pullback(self) -> Function:
         """The port's, or 0 where the fault cuts it off."""
-        second = self.port.vjp_of_vjp(inputs, cotangents, directions)
-        count = len(self.arguments(inputs))
-        return (*map(np.zeros_like, second[:count]), *second[count:]) if self.fault.is_detached else second
+        second = self.function.port.pullback().pullback()
+        return Detached(second) if self.function.fault.is_detached else second
+
+    def pushforward(self) -> Function:
+        """The port's."""
+        return self.function.port.pullback().pushforward()
+
+
+class Detached(Function):
+    """A vjp of a vjp without the part that comes by the residuals."""
+
+    def __init__(self, second: Function) -> None:
+        """It is of a whole one."""
+        self.second = second
+        self.name, self.framework = second.name, second.framework
+
+    def value(self, *groups: Arrays) -> Arrays:
+        """0 by the inputs, and the rest as it is."""
+        gradients = self.second.value(*groups)
+        count = len(gradients) - len(groups[1])
+        return (*map(np.zeros_like, gradients[:count]), *gradients[count:])
+
+    def pullback(self) -> Function:
+        """The whole one's."""
+        return self.second.pullback()
+
+    def pushforward(self) -> Function:
+        """The whole one's."""
+        return self.second.pushforward()
 
 
 def changes_anything(case: Case, fault: Fault) -> bool:
@@ -195,7 +248,7 @@ def changes_anything(case: Case, fault: Fault) -> bool:
         cotangents = case.cotangents
         if fault.rule is half_alone:
             inputs, cotangents = at_precision(inputs, "float16"), at_precision(cotangents, "float16")
-        port = FaultyPort(Recorded(case.port, "the port"), fault)
+        port = FaultyPort(case.port, fault)
         with np.errstate(all="ignore"):
             if fault.is_detached:
                 right, wrong = (
@@ -216,17 +269,20 @@ def power(case: Case) -> CheckResult:
     """
     if vjp(case).verdict != "passed":
         case = replace(case, port=case.reference)
-    assert isinstance(case.port, Recorded)
-    passed = [check for check in NOTICING if check(case).verdict == "passed"]
-    if vjp not in passed:
+    if vjp(case).verdict != "passed":
         return CheckResult("power", "not applicable", "neither side's vjp is right")
+    first, second = case.quantity("vjp"), case.quantity("vjp of vjp")
+    quantities = [first, second] if vjp_of_vjp(case).verdict == "passed" else [first]
+    passed = [check for check in NOTICING if check(case).verdict == "passed"]
     noticed: list[str] = []
     findings: list[Finding] = []
     for fault in FAULTS:
         if not is_plantable(case, fault):
             continue
-        planted = replace(case, port=FaultyPort(case.port, fault))
-        if any(check(planted).verdict == "failed" for check in passed):
+        planted = replace(case, port=Recorded(FaultyPort(case.port, fault), "the port"))
+        if any(differs(planted, quantity) for quantity in quantities) or any(
+            check(planted).verdict == "failed" for check in passed
+        ):
             noticed.append(fault.name)
         else:
             text = f"these inputs do not show the fault '{fault.name}'; add {fault.advice}"
@@ -239,6 +295,14 @@ def power(case: Case) -> CheckResult:
         return CheckResult("power", "passed", note)
     missed = ", ".join(finding.part for finding in findings)
     return CheckResult("power", "failed", f"weak inputs, {note}, but not: {missed}", tuple(findings))
+
+
+def differs(case: Case, quantity: Quantity) -> bool:
+    """Whether a quantity of the two sides is another, by more than rounding."""
+    reference, port = (quantity.of(operator) for _, operator in case.sides)
+    if [x.shape for x in reference] != [x.shape for x in port]:
+        return True
+    return any(mismatch.kind == "semantic" for _, mismatch in case.between_sides(quantity))
 
 
 def axis_advice(case: Case) -> str:

@@ -5,8 +5,8 @@ from contextlib import suppress
 import numpy as np
 
 from p3.parity.case import PRECISIONS, Case
+from p3.parity.function import Arrays, Function, NoMeaningError, at_precision, wide
 from p3.parity.mismatch import Pair, climb, largest
-from p3.parity.operator import Arrays, Operator, at_precision, wide
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 
@@ -84,19 +84,23 @@ def repeatable(case: Case) -> CheckResult:
     others = tuple(np.flip(x).copy() if x.ndim else np.asarray(2 * x) for x in case.inputs)
     findings: list[Finding] = []
     for side, recorded in case.sides:
-        operator = getattr(recorded, "operator", recorded)
+        operator = recorded.function
         for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
             first = asked(operator, side, method, copied(case.inputs), *groups)
             second = asked(operator, side, method, copied(case.inputs), *groups)
             if not same_bits(first, second):
                 findings.append(Finding(side, "its first call", method, "a second call gives another result"))
 
-        def call_between(operator: Operator = operator, side: str = side) -> None:
+        def call_between(operator: Function = operator, side: str = side) -> None:
             with suppress(RefusalError):  # the other inputs may not be what f is made for
                 asked(operator, side, "value", copied(others))
 
         first = asked(operator, side, "vjp", copied(case.inputs), case.cotangents)
-        if not same_bits(first, asked(operator, side, "vjp", copied(case.inputs), case.cotangents, call_between)):
+        try:
+            second = asked(operator.interrupted(call_between), side, "vjp", copied(case.inputs), case.cotangents)
+        except NoMeaningError:
+            continue
+        if not same_bits(first, second):
             text = "a call between forward and backward pass changes the gradient: a stale residual"
             findings.append(Finding(side, "its first call", "vjp", text))
     return judged("repeatable", findings, "the same bits")
@@ -108,7 +112,7 @@ def inputs_intact(case: Case) -> CheckResult:
     for side, operator in case.sides:
         for method, groups in (("value", (case.inputs,)), ("vjp", (case.inputs, case.cotangents))):
             given = tuple(map(copied, groups))
-            asked(getattr(operator, "operator", operator), side, method, *given)
+            asked(operator.function, side, method, *given)
             for what, before, after in zip(("argument", "cotangent"), groups, given, strict=False):
                 for position, (x, y) in enumerate(zip(before, after, strict=True)):
                     if x.tobytes() != y.tobytes():

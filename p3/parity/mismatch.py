@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from p3.parity.operator import epsilon, smallest_normal, wide
+from p3.parity.function import epsilon, smallest_normal, wide
 from p3.tolerance import HALF_PARITY, LADDER, PARITY
 
 Kind = Literal["rounding", "semantic"]

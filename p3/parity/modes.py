@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from p3.parity.case import Case, allowed
+from p3.parity.function import Arrays, Function, NoMeaningError, is_inexact, wide
 from p3.parity.mismatch import Pair, climb, explain
-from p3.parity.operator import Arrays, NoMeaningError, Operator, is_inexact, wide
 from p3.parity.quantity import Quantity
-from p3.parity.recorded import RefusalError, asked
+from p3.parity.recorded import Recorded, RefusalError, asked, refusal_of
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 from p3.parity.truth import Truth
 
@@ -28,7 +28,7 @@ def compiled(case: Case) -> CheckResult:
 
 
 def modes(
-    case: Case, name: str, found: Callable[[Operator], dict[str, Operator]], methods: tuple[str, ...]
+    case: Case, name: str, found: Callable[[Function], dict[str, Function]], methods: tuple[str, ...]
 ) -> CheckResult:
     """That each side gives in other modes what it gives eagerly."""
     findings: list[Finding] = []
@@ -40,7 +40,7 @@ def modes(
             done.append(mode)
             for quantity, sizes in quantities:
                 try:
-                    result = asked(other, f"{side}, {mode}", quantity.method, *quantity.groups)
+                    result = asked(other, side, quantity.method, *quantity.groups, mode=mode)
                 except RefusalError as refusal:
                     if isinstance(refusal.__cause__, NoMeaningError):
                         continue
@@ -80,7 +80,7 @@ def sized(case: Case, methods: tuple[str, ...]) -> Iterator[tuple[Quantity, Arra
         yield quantity, sizes
 
 
-def eager_or_true(case: Case, quantity: Quantity, operator: Operator, side: str) -> Truth | None:
+def eager_or_true(case: Case, quantity: Quantity, operator: Recorded, side: str) -> Truth | None:
     """What a side gives eagerly; where it refuses, what is true, if that is known everywhere."""
     try:
         values = asked(operator, side, quantity.method, *quantity.groups)
@@ -118,14 +118,20 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
     cotangents = tuple(np.stack([v] * len(batch)) for v in case.cotangents)
     of = "" if len(arguments) == len(case.inputs) else f" of argument {arguments[0]}"
     for side, operator in case.sides:
+        try:
+            together_by = operator.batched(arguments)
+        except NoMeaningError as error:
+            refusals.append(refusal_of(error, side, f"vmap{of}", "value").refusal)
+            continue
         for method, groups in (("value", ()), ("vjp", (case.cotangents,)))[: 2 if case.cotangents else 1]:
             try:
                 together = asked(
-                    operator.batched(arguments),
-                    f"{side}, vmap{of}",
+                    together_by,
+                    side,
                     method,
                     stacked,
                     *((cotangents,) if method == "vjp" else ()),
+                    mode=f"vmap{of}",
                 )
                 one_by_one = [asked(operator, side, method, inputs, *groups) for inputs in batch]
             except RefusalError as refusal:
@@ -171,7 +177,7 @@ def rule(case: Case) -> CheckResult:
     return judged("rule", findings, "; ".join(notes))
 
 
-def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Arrays) -> Iterator[tuple[str, str]]:
+def rule_runs(case: Case, side: str, operator: Function, method: str, others: Arrays) -> Iterator[tuple[str, str]]:
     """
     For each way of running an operator, what became of its hand-written rule.
 
@@ -189,7 +195,7 @@ def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Ar
     yield "eager", "ran"
     ways = {
         **operator.transformed(),
-        "vmap": operator.batched(tuple(range(len(case.inputs)))),
+        **batched_ways(case, operator),
         **(operator.compiled() if case.compiled else {}),
     }
     for way, other in ways.items():
@@ -204,6 +210,14 @@ def rule_runs(case: Case, side: str, operator: Operator, method: str, others: Ar
         except RefusalError:
             continue
         yield way, "ran" if ran else "dropped" if close(without, shape(plain)) else "missing"
+
+
+def batched_ways(case: Case, operator: Function) -> dict[str, Function]:
+    """By vmap of all arguments, in a framework that has it."""
+    try:
+        return {"vmap": operator.batched(tuple(range(len(case.inputs))))}
+    except NoMeaningError:
+        return {}
 
 
 def close(a: Arrays, b: Arrays) -> bool:

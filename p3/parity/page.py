@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from p3.html import as_svg, render
 from p3.parity.case import Case
+from p3.parity.function import wide
 from p3.parity.mismatch import in_epsilons
-from p3.parity.operator import wide
 from p3.parity.recorded import RefusalError
 from p3.parity.report import ParityReport
 from p3.tolerance import PARITY

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p3.parity.operator import Arrays, Operator, at_precision, is_inexact
+from p3.parity.function import Arrays, Function, at_precision, is_inexact
 
 Groups = tuple[Arrays, ...]
 
@@ -16,7 +16,7 @@ class Quantity(NamedTuple):
     Attributes
     ----------
     name : for people
-    method : of `Operator`, that computes it
+    method : of `Function`, that computes it
     groups : its arguments in float64, which are numbers of float32
     """
 
@@ -24,7 +24,7 @@ class Quantity(NamedTuple):
     method: str
     groups: Groups
 
-    def of(self, operator: Operator, precision: str = "float64") -> Arrays:
+    def of(self, operator: Function, precision: str = "float64") -> Arrays:
         """The quantity, in a precision."""
         return tuple(getattr(operator, self.method)(*self.given(precision)))
 

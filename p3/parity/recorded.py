@@ -1,10 +1,27 @@
-"""Operators whose results are kept, and what becomes of what they raise."""
+"""Functions whose results are kept, and what becomes of what they raise."""
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cached_property
 
-from p3.parity.operator import Arrays, Operator
+import numpy as np
+
+from p3.parity.function import Arrays, Function, wide
 from p3.parity.result import Refusal
+
+MOST_BYTES = 2**26  # of results that are kept for one side
+ALIKE = 2.0**-30  # of the largest element: by how much a quick function may round otherwise
+# What a function is called by the combinators that it comes by.
+NAMES = {
+    (): "value",
+    ("pullback",): "vjp",
+    ("pushforward",): "jvp",
+    ("pullback", "pullback"): "vjp of vjp",
+    ("pullback", "pushforward"): "jvp of vjp",
+    ("pushforward", "pullback"): "vjp of jvp",
+    ("pushforward", "pushforward"): "jvp of jvp",
+}
 
 
 class RefusalError(Exception):
@@ -16,20 +33,18 @@ class RefusalError(Exception):
         self.refusal, self.is_meant = refusal, is_meant
 
 
-def refusal_of(error: BaseException, where: str, method: str) -> RefusalError:
+def refusal_of(error: BaseException, side: str, mode: str, quantity: str) -> RefusalError:
     """A refusal, of a side in some mode, with the first line of what was raised."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    side, _, mode = where.partition(", ")
-    doing = ", ".join(filter(None, [mode, method.replace("_", " ")]))
+    doing = ", ".join(filter(None, [mode, quantity]))
     return RefusalError(Refusal(side, doing, f"{type(error).__name__}: {line}"), isinstance(error, NotImplementedError))
 
 
-def asked(operator: Operator, side: str, method: str, *groups: Any) -> Arrays:
-    """Call a method, and make a `RefusalError` of whatever it raises."""
+def asked(function: Function, side: str, method: str, *groups: Arrays, mode: str = "") -> Arrays:
+    """Call a method in some mode, and make a `RefusalError` of whatever it raises."""
     try:
-        return tuple(getattr(operator, method)(*groups))
-    except RefusalError as refusal:  # of a recorded operator, which knows no mode
-        _, _, mode = side.partition(", ")
+        return tuple(getattr(function, method)(*groups))
+    except RefusalError as refusal:  # of a recorded function, which knows no mode
         if not mode:
             raise
         doing = f"{mode}, {refusal.refusal.doing}"
@@ -37,75 +52,165 @@ def asked(operator: Operator, side: str, method: str, *groups: Any) -> Arrays:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
-        raise refusal_of(error, side, method) from error
+        raise refusal_of(error, side, mode, method.replace("_", " ")) from error
 
 
-class Recorded:
-    """An operator that computes nothing twice; values and derivatives leave the inputs, and raise `RefusalError`."""
+class Results:
+    """The latest results, by what they are of, as many as `MOST_BYTES` hold."""
 
-    def __init__(self, operator: Operator, side: str) -> None:
+    def __init__(self) -> None:
+        """Nothing is kept yet."""
+        self.kept: OrderedDict[object, Arrays | RefusalError] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, key: object, make: Callable[[], Arrays]) -> Arrays:
+        """The results of a key, made where they are not kept; what was raised instead is raised again."""
+        if key in self.kept:
+            self.kept.move_to_end(key)
+            found = self.kept[key]
+        else:
+            try:
+                found = make()
+            except RefusalError as refusal:
+                found = refusal
+            self.kept[key] = found
+            self.bytes += size_of(found)
+            while self.bytes > MOST_BYTES and len(self.kept) > 1:
+                self.bytes -= size_of(self.kept.popitem(last=False)[1])
+        if isinstance(found, RefusalError):
+            raise found
+        return found
+
+
+def size_of(found: Arrays | RefusalError) -> int:
+    """The bytes of some results."""
+    return 0 if isinstance(found, RefusalError) else sum(x.nbytes for x in found)
+
+
+def digest(groups: tuple[Arrays, ...]) -> bytes:
+    """What tells some arrays from others."""
+    found = hashlib.blake2b(digest_size=16)
+    for group in groups:
+        for x in group:
+            found.update(f"{x.dtype.name}{x.shape}".encode())
+            found.update(np.ascontiguousarray(x).view(np.uint8).data if x.ndim else x.tobytes())
+        found.update(b";")
+    return found.digest()
+
+
+class Recorded(Function):
+    """A function that computes little twice; values and derivatives leave the inputs, and raise `RefusalError`."""
+
+    def __init__(
+        self, function: Function, side: str, combinators: tuple[str, ...] = (), root: "Recorded | None" = None
+    ) -> None:
         """Nothing is recorded yet."""
-        self.operator, self.side = operator, side
-        self.name, self.framework = operator.name, operator.framework
-        self._results: dict[object, Arrays] = {}
+        self.function, self.side, self.combinators = function, side, combinators
+        self.name, self.framework, self.program = function.name, function.framework, function.program
+        self.root = root or self
+        self.results: Results = Results() if root is None else root.results
+        self.is_hurried = False  # of the root: whether the quick function stands for the function
 
-    def _call(self, method: str, *groups: Arrays) -> Arrays:
-        key = (method, *((x.dtype.name, x.shape, x.tobytes()) for group in groups for x in group))
-        if key not in self._results:
+    def hurry(self, inputs: Arrays, cotangents: Arrays) -> None:
+        """From here on call the quick function, if it gives what the function does, but for rounding."""
+        quick = self.function.quick()
+        if quick is self.function:
+            return
+        groups = (("value", (inputs,)), ("vjp", (inputs, cotangents)))[: 2 if cotangents else 1]
+        try:
+            self.is_hurried = all(
+                alike(asked(quick, self.side, method, *given), asked(self, self.side, method, *given))
+                for method, given in groups
+            )
+        except RefusalError:
+            self.is_hurried = False
+
+    @cached_property
+    def _quick(self) -> Function:
+        return self.function.quick()
+
+    @property
+    def unrecorded(self) -> Function:
+        """The function itself, or the quick one: for arrays as they lie in memory, and for many calls."""
+        return self._quick if self.root.is_hurried else self.function
+
+    def value(self, *groups: Arrays) -> Arrays:
+        """As the function's, on copies."""
+
+        def make() -> Arrays:
             given = tuple(tuple(x.copy() for x in group) for group in groups)
             try:
-                self._results[key] = tuple(getattr(self.operator, method)(*given))
+                return tuple(self.unrecorded.value(*given))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
-                raise refusal_of(error, self.side, method) from error
-        return self._results[key]
+                raise refusal_of(error, self.side, "", NAMES[self.combinators]) from error
 
-    @property
-    def program(self) -> str:
-        """As the operator's, if it has one."""
-        return getattr(self.operator, "program", "")
+        return self.results.get((self.combinators, digest(groups)), make)
+
+    @cached_property
+    def _pullback(self) -> "Recorded":
+        return self._combined("pullback", self.function.pullback)
+
+    @cached_property
+    def _pushforward(self) -> "Recorded":
+        return self._combined("pushforward", self.function.pushforward)
+
+    def _combined(self, name: str, make: Callable[[], Function]) -> "Recorded":
+        combinators = (*self.combinators, name)
+        try:
+            return Recorded(make(), self.side, combinators, self.root)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a framework that has none says so here, or when it is called
+            raise refusal_of(error, self.side, "", NAMES[combinators]) from error
+
+    def pullback(self) -> Function:
+        """As the function's."""
+        return self._pullback
+
+    def pushforward(self) -> Function:
+        """As the function's."""
+        return self._pushforward
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
-        """As the operator's."""
-        return self.operator.arguments(inputs)
+        """As the function's."""
+        return self.function.arguments(inputs)
 
-    def value(self, inputs: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("value", inputs)
+    def batched(self, arguments: tuple[int, ...]) -> Function:
+        """As the function's."""
+        batched = self.function.batched(arguments)
+        return batched.quick() if self.is_hurried else batched
 
-    def vjp(self, inputs: Arrays, cotangents: Arrays, between: Callable[[], object] = lambda: None) -> Arrays:
-        """As the operator's."""
-        return self._call("vjp", inputs, cotangents)
+    def transformed(self) -> Mapping[str, Function]:
+        """As the function's."""
+        found = self.function.transformed()
+        return {mode: other.quick() if self.is_hurried else other for mode, other in found.items()}
 
-    def jvp(self, inputs: Arrays, tangents: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("jvp", inputs, tangents)
-
-    def vjp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("vjp_of_vjp", inputs, cotangents, directions)
-
-    def jvp_of_vjp(self, inputs: Arrays, cotangents: Arrays, directions: Arrays) -> Arrays:
-        """As the operator's."""
-        return self._call("jvp_of_vjp", inputs, cotangents, directions)
-
-    def batched(self, arguments: tuple[int, ...]) -> Operator:
-        """As the operator's."""
-        return self.operator.batched(arguments)
-
-    def transformed(self) -> Mapping[str, Operator]:
-        """As the operator's."""
-        return self.operator.transformed()
-
-    def compiled(self) -> Mapping[str, Operator]:
-        """As the operator's."""
-        return self.operator.compiled()
+    def compiled(self) -> Mapping[str, Function]:
+        """As the function's."""
+        return self.function.compiled()
 
     def rules(self, inputs: Arrays) -> tuple[str, ...]:
-        """As the operator's."""
-        return self.operator.rules(inputs)
+        """As the function's."""
+        return self.function.rules(inputs)
 
-    def scaled(self, factor: float) -> Operator:
-        """As the operator's."""
-        return self.operator.scaled(factor)
+    def scaled(self, factor: float) -> Function:
+        """As the function's."""
+        return self.function.scaled(factor)
+
+
+def alike(a: Arrays, b: Arrays) -> bool:
+    """Whether two results are the same but for rounding."""
+    return len(a) == len(b) and all(
+        x.shape == y.shape
+        and x.dtype == y.dtype
+        and bool(np.allclose(wide(x), wide(y), rtol=0, atol=ALIKE * largest(y), equal_nan=True))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def largest(x: np.ndarray) -> float:
+    """The size of the largest finite element."""
+    sizes = np.abs(wide(x))
+    return float(sizes[np.isfinite(sizes)].max(initial=0.0))

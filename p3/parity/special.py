@@ -8,8 +8,8 @@ import numpy as np
 
 from p3.parity.case import PRECISIONS, Case
 from p3.parity.derivatives import snippet
+from p3.parity.function import Arrays, at_precision, is_inexact, wide
 from p3.parity.mismatch import Mismatch, Pair, climb
-from p3.parity.operator import Arrays, at_precision, is_inexact, wide
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
@@ -133,11 +133,11 @@ def differences(
 ) -> Iterator[Finding]:
     """Where the sides differ at special inputs; who raises there is added to the refusals."""
     known = case.elementwise and special.position is not None
-    mode = "" if known else f", {special.name}"
+    mode = "" if known else special.name
     values: dict[str, Arrays] = {}
     for side, operator in case.sides:
         try:
-            values[side] = asked(operator, f"{side}{mode}", "value", at_precision(special.inputs, precision))
+            values[side] = asked(operator, side, "value", at_precision(special.inputs, precision), mode=mode)
         except RefusalError as refusal:
             refusals.append(refusal.refusal)
             if side == "the port" and len(values) == 1 and not refusal.is_meant:
@@ -155,7 +155,7 @@ def differences(
         results: dict[str, Arrays] = {}
         for side, operator in case.sides:
             try:
-                results[side] = asked(operator, f"{side}{mode}", quantity.method, *quantity.given(precision))
+                results[side] = asked(operator, side, quantity.method, *quantity.given(precision), mode=mode)
             except RefusalError as refusal:
                 if quantity.name == "vjp":  # of the others their own checks say so
                     refusals.append(refusal.refusal)

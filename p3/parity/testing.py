@@ -6,12 +6,12 @@ from typing import Unpack
 
 from p3.parity.case import Case, Options
 from p3.parity.checker import check_names, make_case, run_check
-from p3.parity.operator import Operator
+from p3.parity.function import Function
 
 
 def parity_test(
-    reference: Operator,
-    port: Operator,
+    reference: Function,
+    port: Function,
     inputs: object,
     *,
     only: Iterable[str] | None = None,

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p3.parity.operator import Arrays, is_inexact, wide
+from p3.parity.function import Arrays, is_inexact, wide
+from p3.tolerance import PARITY, TRUTH
 
 LEVELS = 8  # the number of steps, each half of the one before
 FIRST_STEP = 2.0**-4  # relative to the argument
@@ -17,9 +18,13 @@ FINE_STEP = 2.0**-20  # far smaller, and rounding still leaves half the digits o
 EPSILON = float(np.finfo(np.float64).eps)
 LEAST = 2.0**-33  # of the derivative: the estimate of the error is never less, since extrapolations agree by chance
 KINK = 2.0**-20  # of the derivative: slopes that differ by less, on both sides of a point, are one
-COLUMNS = 32  # of a Jacobian that is not diagonal, at most so many are taken, at random
+SMOOTH = 2.0**-20  # of the terms: a derivative along a direction that is less sure than that bears nothing out
+COLUMNS = (
+    32  # of a Jacobian that is not diagonal, at most so many are taken, at random, where a direction shows a fault
+)
+FEW = 4  # elements: of so few each is taken by itself
 
-Function = Callable[[Arrays], Arrays]
+Values = Callable[[Arrays], Arrays]
 
 
 class Truth(NamedTuple):
@@ -106,7 +111,7 @@ def moved(inputs: Arrays, position: int, by: np.ndarray) -> Arrays:
     return (*inputs[:position], np.asarray(inputs[position] + by), *inputs[position + 1 :])
 
 
-def along(f: Function, inputs: Arrays, position: int, step: np.ndarray) -> Callable[[float], Arrays]:
+def along(f: Values, inputs: Arrays, position: int, step: np.ndarray) -> Callable[[float], Arrays]:
     """F as a function of how far one of its inputs is moved along a step."""
     return lambda t: f(moved(inputs, position, t * step))
 
@@ -123,7 +128,7 @@ def sum_to_shape(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(x.sum(axis=repeated, keepdims=True))
 
 
-def is_elementwise(f: Function, inputs: Arrays, positions: tuple[int, ...], random: np.random.Generator) -> bool:
+def is_elementwise(f: Values, inputs: Arrays, positions: tuple[int, ...], random: np.random.Generator) -> bool:
     """
     Whether every output has the broadcast inputs' shape and each of its elements depends on its own inputs alone.
 
@@ -161,7 +166,7 @@ def is_elementwise(f: Function, inputs: Arrays, positions: tuple[int, ...], rand
     )
 
 
-def true_jvp(f: Function, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays) -> Truth:
+def true_jvp(f: Values, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays) -> Truth:
     """The Jacobian of the function's values times the tangents."""
 
     def along(t: float) -> Arrays:
@@ -174,20 +179,26 @@ def true_jvp(f: Function, inputs: Arrays, positions: tuple[int, ...], tangents: 
 
 
 def true_vjp(
-    f: Function,
+    f: Values,
     inputs: Arrays,
     positions: tuple[int, ...],
     cotangents: Arrays,
     elementwise: bool,
     random: np.random.Generator,
+    got: Arrays,
 ) -> Truth:
     """
     The cotangents times the Jacobian of the function's values.
 
     That is the gradient g with Σ Re(cotangent · Jw) = Σ Re(g · w) for every tangent w.
-    Of an elementwise function all elements move at once; of any other one after the other, `COLUMNS` of them at most.
+
+    Of an elementwise function all elements move at once. Of any other all elements of an argument move along a random
+    direction w, which sees each of them; where that bears out the gradient that was got, it is the truth. Where not, or
+    where the function is not smooth along w, one element is moved after the other, `COLUMNS` of them at most, to say
+    where: first the one that halving the direction comes to.
     """
-    values, errors = [], []
+    values: list[np.ndarray] = []
+    errors: list[np.ndarray] = []
     method = "finite differences"
     for position in positions:
         x = inputs[position]
@@ -196,7 +207,16 @@ def true_vjp(
             gradient, error = elementwise_gradient(f, inputs, position, cotangents, sizes)
         else:
             gradient, error = np.zeros(x.shape, wide(x).dtype), np.full(x.shape, np.inf)
-            columns = random.permutation(x.size)[:COLUMNS]
+            columns = random.permutation(x.size)
+            if x.size > FEW:
+                borne_out = Borne(f, inputs, position, cotangents, sizes, wide(got[len(values)]), random)
+                if borne_out.by(np.ones(x.shape, bool)):
+                    values.append(borne_out.got)
+                    errors.append(np.zeros(x.shape))
+                    method = "finite differences along a random direction"
+                    continue
+                columns = np.array([*borne_out.suspects(), *columns])
+            columns = columns[:COLUMNS]
             if len(columns) < x.size:
                 method = f"finite differences, in {COLUMNS} of {x.size} elements"
             for column in columns:
@@ -209,8 +229,63 @@ def true_vjp(
     return Truth(tuple(values), tuple(errors), method)
 
 
+class Borne:
+    """Whether finite differences along a direction bear out a gradient that was got, of one argument."""
+
+    def __init__(
+        self,
+        f: Values,
+        inputs: Arrays,
+        position: int,
+        cotangents: Arrays,
+        sizes: np.ndarray,
+        got: np.ndarray,
+        random: np.random.Generator,
+    ) -> None:
+        """The direction is random, of steps as large as the elements."""
+        self.f, self.inputs, self.position, self.cotangents, self.got = f, inputs, position, cotangents, got
+        signs = random.choice([-1.0, 1.0], sizes.shape)
+        turned = np.exp(0.25j * np.pi) if got.dtype.kind == "c" else 1.0  # by both parts of a complex number
+        self.direction = np.asarray(sizes * random.uniform(0.5, 1.0, sizes.shape) * signs * turned)
+
+    def by(self, mask: np.ndarray) -> bool:
+        """Whether they do where only the elements of a mask are moved."""
+        slope, error, terms = self.along(mask)
+        with np.errstate(all="ignore"):
+            size = float(np.abs(terms).sum())
+            bound = TRUTH.epsilons * error + PARITY.epsilons * EPSILON * size
+            is_smooth = error <= SMOOTH * size or size == 0
+            return is_smooth and bool(abs(slope - float(terms.sum())) <= bound)
+
+    def along(self, mask: np.ndarray) -> tuple[float, float, np.ndarray]:
+        """The derivative of Σ Re(cotangent · f) along the masked direction, its error, and the terms it should sum."""
+        step = np.where(mask, self.direction, 0)
+
+        def product(t: float) -> Arrays:
+            moved_outputs = self.f(moved(self.inputs, self.position, t * step))
+            pairs = zip(self.cotangents, moved_outputs, strict=True)
+            return (np.asarray(sum(float((v * wide(y)).real.sum()) for v, y in pairs)),)
+
+        (slope,), (error,) = differentiate(product, levels=5)
+        with np.errstate(all="ignore"):
+            return float(slope), float(error), (self.got * step).real
+
+    def suspects(self) -> list[int]:
+        """The element that comes of halving the direction, each time to a half that is not borne out."""
+        numbers = np.arange(self.got.size).reshape(self.got.shape)
+        low, high = 0, self.got.size
+        while high - low > 1:
+            middle = (low + high) // 2
+            halves = [(low, middle), (middle, high)]
+            wrong = [half for half in halves if not self.by((numbers >= half[0]) & (numbers < half[1]))]
+            if not wrong:
+                return []
+            low, high = wrong[0]
+        return [low]
+
+
 def elementwise_gradient(
-    f: Function, inputs: Arrays, position: int, cotangents: Arrays, sizes: np.ndarray
+    f: Values, inputs: Arrays, position: int, cotangents: Arrays, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gradient of one argument, and its error, where each element moves only its own outputs."""
     x = inputs[position]
@@ -226,7 +301,7 @@ def elementwise_gradient(
 
 
 def column_gradient(
-    f: Function, inputs: Arrays, position: int, cotangents: Arrays, index: tuple[np.intp, ...], size: float
+    f: Values, inputs: Arrays, position: int, cotangents: Arrays, index: tuple[np.intp, ...], size: float
 ) -> tuple[complex | float, float]:
     """The gradient of one element, and its error."""
     x = inputs[position]
@@ -243,7 +318,7 @@ def column_gradient(
     return gradient, error
 
 
-def complex_step(f: Function, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays) -> Arrays | None:
+def complex_step(f: Values, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays) -> Arrays | None:
     """
     The Jacobian times the tangents by Im f(x + ih·w)/h, exact to rounding, or None where f takes no complex numbers.
 

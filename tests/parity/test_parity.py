@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,13 @@ import torchp3.function
 from p3 import InputError, parity
 from p3.parity.checker import make_case
 from p3.parity.faults import FAULTS, FaultyPort, is_plantable
+from p3.parity.function import wide
 from p3.parity.mismatch import Pair, climb, explain, in_epsilons
-from p3.parity.operator import wide
 from p3.parity.result import judged
 from p3.parity.truth import true_vjp
-from tests.support.faulty_ports import FAULTY
+from tests.support.faulty_ports import FAULTY, jax_rule
 from tests.support.right_pairs import DIFFERENCES, LINE, PAIRS
+from tests.support.sine import Sine
 
 # What a report says that a check did, where the check itself has no figures for it.
 UNCOMPILED = [name for name in parity.CHECKS if name != "compiled"]
@@ -110,9 +110,9 @@ def test_a_faulty_port_is_caught_by_the_check_that_should(name):
 def test_what_shows_in_parallel_shows_nowhere_else(adapter, mode, name, monkeypatch):
     faulty = FAULTY[name]
     assert not parity.check(faulty.reference, faulty.port, faulty.inputs, only=["transformed"]).ok
-    transformed = adapter.FunctionOperator.transformed
+    transformed = adapter.ArrayFunction.transformed
     monkeypatch.setattr(
-        adapter.FunctionOperator,
+        adapter.ArrayFunction,
         "transformed",
         lambda self: {name: other for name, other in transformed(self).items() if name != mode},
     )
@@ -257,7 +257,7 @@ def test_finite_differences_say_how_good_they_are():
     x = np.linspace(-2, 2, 101)
     random = np.random.default_rng(0)
     for f, slope in ((np.sin, np.cos(x)), (np.abs, np.sign(x)), (np.exp, np.exp(x))):
-        known = true_vjp(lambda inputs, f=f: (f(inputs[0]),), (x,), (0,), (np.ones(101),), True, random)
+        known = true_vjp(lambda inputs, f=f: (f(inputs[0]),), (x,), (0,), (np.ones(101),), True, random, (slope,))
         sure = known.errors[0] < 1e-6
         assert sure.sum() >= 100  # all but the kink
         assert np.all(np.abs(known.values[0] - slope)[sure] <= 8 * known.errors[0][sure])
@@ -296,9 +296,27 @@ def test_truth_says_where_it_comes_from():
     assert "true by finite differences" in check(PAIRS["softplus"], only=["vjp of vjp"])["vjp of vjp"].note
     random = np.random.default_rng(0)
     x = random.normal(size=40)
-    known = true_vjp(lambda inputs: (np.cumsum(inputs[0]),), (x,), (0,), (np.ones(40),), False, random)
-    assert np.isfinite(known.errors[0]).sum() == 32
-    assert "in 32 of 40 elements" in known.method
+    right = np.arange(40.0, 0, -1)
+
+    def known(got):
+        return true_vjp(lambda inputs: (np.cumsum(inputs[0]),), (x,), (0,), (np.ones(40),), False, random, (got,))
+
+    assert known(right).method == "finite differences along a random direction"
+    assert not known(right).errors[0].any()
+    wrong = np.where(np.arange(40) == 33, 1.01 * right, right)
+    assert "in 32 of 40 elements" in known(wrong).method
+    assert np.isfinite(known(wrong).errors[0]).sum() == 32
+    assert known(wrong).values[0][33] == pytest.approx(right[33])  # the wrong one is found among the others
+
+
+def test_a_direction_sees_every_element():
+    x = np.random.default_rng(0).normal(size=(30, 20))
+    port = jax_rule(
+        lambda x: jnp.cumsum(x, 1) ** 2,
+        lambda x, v: jax.vjp(lambda x: jnp.cumsum(x, 1) ** 2, x)[1](v)[0].at[29, 19].multiply(1.01),
+    )
+    report = parity.check(jaxp3.as_operator(port), jaxp3.as_operator(port), x, only=["vjp"])
+    assert {finding.mismatch.element for finding in report["vjp"].findings} == {(29, 19)}
 
 
 # --- power
@@ -355,7 +373,7 @@ def test_a_fault_that_changes_nothing_is_none():
 def test_between_is_called_once_between_the_passes(operator):
     for side in (operator, *operator.transformed().values()):
         calls = []
-        side.vjp((LINE,), (LINE,), lambda calls=calls: calls.append(1))
+        side.interrupted(lambda calls=calls: calls.append(1)).vjp((LINE,), (LINE,))
         assert calls == [1]
 
 
@@ -473,51 +491,9 @@ def test_what_is_compiled_in_jax_is():
     assert runs == [True]
 
 
-@dataclass(frozen=True)
-class NumpySine:
-    """A third framework, in one class: sine, with its derivatives by hand."""
-
-    name: str = "sine"
-    framework: str = "NumPy"
-
-    def arguments(self, inputs):
-        return (0,)
-
-    def value(self, inputs):
-        return (np.sin(inputs[0]),)
-
-    def vjp(self, inputs, cotangents, between=lambda: None):
-        between()
-        return (cotangents[0] * np.cos(inputs[0]),)
-
-    def jvp(self, inputs, tangents):
-        return self.vjp(inputs, tangents)
-
-    def vjp_of_vjp(self, inputs, cotangents, directions):
-        return (*self.jvp_of_vjp(inputs, cotangents, directions), directions[0] * np.cos(inputs[0]))
-
-    def jvp_of_vjp(self, inputs, cotangents, directions):
-        return (-cotangents[0] * directions[0] * np.sin(inputs[0]),)
-
-    def batched(self, arguments):
-        return self
-
-    def transformed(self):
-        return {}
-
-    def compiled(self):
-        return {}
-
-    def rules(self, inputs):
-        return ()
-
-    def scaled(self, factor):
-        return self
-
-
 def test_a_third_framework_fits_in():
-    assert isinstance(NumpySine(), parity.Operator)
-    report = parity.check(NumpySine(), torchp3.as_operator(torch.sin), LINE, compiled=False, dtypes=["float32"])
+    assert isinstance(Sine(), parity.Operator)
+    report = parity.check(Sine(), torchp3.as_operator(torch.sin), LINE, compiled=False, dtypes=["float32"])
     report.assert_ok()
     assert report["rule"].verdict == "not applicable"
 

@@ -81,7 +81,7 @@ def test_other_threads_never_see_a_scaled_rule(backend):
                 seen.append(others.submit(gradients, backend).result())
                 seen.append(others.submit(load(backend).fit, spec).result().losses.tolist())
 
-            (scaled,) = mode.scaled(4.0).vjp(half, one, between)
+            (scaled,) = mode.scaled(4.0).interrupted(between).vjp(half, one)
             assert seen == [before, losses], name
             assert [future.result() for future in waiting] == [of_compiled_before], name
         assert scaled == 4 * 0.375, name
@@ -131,7 +131,7 @@ def test_rules_are_put_back_whatever_happens(backend):
 
     for mode in modes(as_operator(backend)).values():
         with pytest.raises(KeyboardInterrupt):
-            mode.scaled(4.0).vjp((np.array([0.5]),), (np.array([1.0]),), stop)
+            mode.scaled(4.0).interrupted(stop).vjp((np.array([0.5]),), (np.array([1.0]),))
     with ThreadPoolExecutor(1) as other:
         assert set(gradients(backend) + other.submit(gradients, backend).result() + of_compiled(backend)) == {0.375}
 
@@ -152,7 +152,7 @@ def test_a_rule_is_scaled_in_two_threads_of_which_one_ends_first(backend):
 
     with ThreadPoolExecutor(1) as other:
         waiting = other.submit(first)
-        assert operator.scaled(4.0).vjp(half, one, between)[0] == 4 * 0.375
+        assert operator.scaled(4.0).interrupted(between).vjp(half, one)[0] == 4 * 0.375
         assert waiting.result() == 8 * 0.375
 
 

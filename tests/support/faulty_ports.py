@@ -93,6 +93,40 @@ class SavesAnIntermediate(torch.autograd.Function):
         return 2 * cotangent * sine * cosine
 
 
+class ForgetsTheOuterTangent(torch.autograd.Function):
+    """sin x with a jvp whose derivative is a constant for PyTorch, as the functions of its saved tensors are."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return cotangent * torch.cos(x)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        return tangent * torch.cos(x)
+
+
+class DetachesItsTangent(ForgetsTheOuterTangent):
+    """sin x with a jvp whose residual is detached: right in reverse mode, and not in reverse over forward."""
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        return tangent * torch.cos(x.detach())
+
+
 class OnceDifferentiable(torch.autograd.Function):
     """x³ which PyTorch's own functional transforms differentiate twice to 0."""
 
@@ -927,6 +961,12 @@ FAULTY = {
     ),
     "in PyTorch: None for all if None is the first": in_torch(
         lambda x: (jnp.sin(x), jnp.cos(x)), GivesUpAtNone, LINE, "transformed", "at a time: it is 0 everywhere"
+    ),
+    "in PyTorch: a jvp that nested forward mode does not see": in_torch(
+        jnp.sin, ForgetsTheOuterTangent, LINE, "jvp of jvp", "it is 0 everywhere"
+    ),
+    "in PyTorch: a jvp with a detached residual": in_torch(
+        jnp.sin, DetachesItsTangent, LINE, "vjp of jvp", "it is 0 everywhere"
     ),
     "batch rule of custom_vmap": in_jax(torch.square, wrong_custom_vmap, LINE, "batched", "under vmap"),
     "in PyTorch: batch rule": in_torch(jnp.square, WrongVmapRule, LINE, "batched", "under vmap it is 2 times"),

@@ -1,0 +1,83 @@
+"""Second derivatives by every pair of modes: the reference's own mistakes are named as the reference's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import jaxp3
+import torchp3
+from p3 import parity
+
+SECOND = ("vjp of vjp", "jvp of vjp", "vjp of jvp", "jvp of jvp")
+MATRIX = np.random.default_rng(3).normal(size=(3, 3))
+
+
+def normalised(axis):
+    def normalise(x):
+        return (x - x.mean(axis, keepdims=True)) / jnp.sqrt(x.var(axis, keepdims=True) + 1e-5)
+
+    return normalise
+
+
+# Of which PyTorch's jvp of the jvp is wrong, without a word.
+WRONG_IN_PYTORCH = {
+    "det": (torch.linalg.det, jnp.linalg.det, MATRIX),
+    "slogdet": (lambda x: tuple(torch.linalg.slogdet(x)), lambda x: tuple(jnp.linalg.slogdet(x)), MATRIX),
+    "solve": (torch.linalg.solve, jnp.linalg.solve, (MATRIX, MATRIX[0] + 1)),
+    "layer_norm": (lambda x: functional.layer_norm(x, (3,)), normalised(-1), MATRIX),
+    "batch_norm": (lambda x: functional.batch_norm(x, None, None, training=True), normalised(0), MATRIX),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_IN_PYTORCH)
+def test_a_wrong_jvp_of_the_jvp_is_named_as_the_references(name):
+    in_torch, in_jax, inputs = WRONG_IN_PYTORCH[name]
+    report = parity.check(torchp3.as_operator(in_torch), jaxp3.as_operator(in_jax), inputs, only=["jvp of jvp"])
+    against_truth = {f.side for f in report["jvp of jvp"].findings if f.against == "finite differences"}
+    assert against_truth == {"the reference"}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torchp3.as_operator(torchp3.legendre_p3),
+        torchp3.as_operator(torchp3.legendre_p3).transformed()["torch.func"],
+        jaxp3.as_operator(jaxp3.legendre_p3),
+        jaxp3.as_operator(jaxp3.legendre_p3_custom_jvp),
+    ],
+    ids=["torchp3.legendre_p3", "torch.func of it", "jaxp3.legendre_p3", "jaxp3.legendre_p3_custom_jvp"],
+)
+def test_p3s_second_derivatives_are_right_or_raise(function):
+    x = np.linspace(-2, 2, 9)
+    v, w = np.linspace(1, 2, 9), np.linspace(-1, 1, 9)
+    slope, bend = 7.5 * x**2 - 1.5, 15 * x
+    expected = {
+        "vjp_of_vjp": (v * w * bend, w * slope),
+        "jvp_of_vjp": (v * w * bend,),
+        "vjp_of_jvp": (v * w * bend, w * slope),
+        "jvp_of_jvp": (v * w * bend,),
+    }
+    forward = 0
+    for method, arrays in expected.items():
+        try:
+            got = getattr(function, method)((x,), (v,), (w,))
+        except NotImplementedError:
+            forward += 1
+            continue
+        for a, b in zip(got, arrays, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-14, atol=1e-14)
+    assert forward == (2 if function.name == "legendre_p3" and function.framework.startswith("JAX") else 0)
+
+
+def test_functions_that_are_right_have_no_finding_of_second_order():
+    def f(x, w):
+        return jnp.tanh(x @ w)
+
+    inputs = (np.random.default_rng(1).normal(size=(3, 4)), np.random.default_rng(2).normal(size=(4, 2)))
+    report = parity.check(
+        torchp3.as_operator(lambda x, w: torch.tanh(x @ w)), jaxp3.as_operator(jax.jit(f)), inputs, only=SECOND
+    )
+    assert [(result.verdict, result.findings) for result in report.checks] == [("passed", ())] * 4
