@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from p3.parity.function import Arrays, Function, NoMeaningError
 from p3.parity.inputs import program_of
+from p3.parity.tree import Structure, leaves
 
 JaxArrays = tuple[Array, ...]
 Transform = Callable[..., JaxArrays]  # of one group of arrays or several
@@ -38,14 +39,14 @@ SCALED: dict[type, tuple[Any, int]] = {}  # by class of rules that are scalable:
 LOCK = RLock()  # of SCALED; never held while a user's function runs
 
 
-def as_operator(f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Function:
+def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **static: Any) -> Function:
     """
     Make an operator of a function of arrays, for `p3.parity.check`.
 
     Parameters
     ----------
     f : a function of arrays to an array or a tuple of them, a `jax.custom_vjp` or `jax.custom_jvp` among them
-    arguments : the positions of the arguments to differentiate; all of floating or complex dtype where None
+    arguments : the positions or names of the arguments to differentiate; all of floating or complex dtype where None
     static : keyword arguments that f is always called with
 
     Examples
@@ -92,7 +93,7 @@ class ArrayFunction(Function):
 
     f: Callable[..., Any]
     name: str
-    differentiable: tuple[int, ...] | None
+    differentiable: tuple[Any, ...] | None  # positions, or names until `of` has seen the inputs
     static: tuple[tuple[str, Any], ...]
     combinators: tuple[Combinator, ...] = ()  # `vjp_of` and `jvp_of`, the innermost first
     one_by_one: bool = False  # the gradient of each output by each argument alone, all others constant
@@ -102,6 +103,7 @@ class ArrayFunction(Function):
     batch: tuple[int, ...] = ()  # the arguments that have one more axis in front
     factor: float = 1.0
     between: Callable[[], object] = nothing
+    structure: Structure | None = None  # of the inputs, where they are more than a tuple of arrays
 
     @property
     def framework(self) -> str:  # type: ignore[override]
@@ -116,6 +118,19 @@ class ArrayFunction(Function):
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
         return super().arguments(inputs) if self.differentiable is None else self.differentiable
+
+    def of(self, structure: Structure) -> Function:
+        """The same of the arrays of nested inputs."""
+        chosen = self.differentiable
+        if chosen is not None:
+            structure.check(chosen)
+            chosen = tuple(i for i, top in enumerate(structure.tops) if top in chosen)
+        return replace(self, structure=None if structure.is_plain else structure, differentiable=chosen)
+
+    def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
+        """What to call each output."""
+        with self.wide(inputs):
+            return tuple(path for path, _ in leaves_of(self.result(from_arrays(inputs)), self.name))
 
     def pullback(self) -> "ArrayFunction":
         """By `jax.vjp`."""
@@ -190,7 +205,17 @@ class ArrayFunction(Function):
 
     def outputs(self, inputs: JaxArrays) -> JaxArrays:
         """f(inputs), as a tuple."""
-        return outputs(self.f(*inputs, **dict(self.static)), self.name)
+        result = self.result(inputs)
+        results = result if type(result) in (tuple, list) else (result,)
+        if all(isinstance(y, Array) for y in results):  # in few steps, since compilers look into them
+            return tuple(results)
+        return tuple(y for _, y in leaves_of(result, self.name))
+
+    def result(self, inputs: JaxArrays) -> Any:
+        """What f returns."""
+        if self.structure is None:
+            return self.f(*inputs, **dict(self.static))
+        return self.structure.call(self.f, inputs, dict(self.static))
 
     def call(self) -> Transform:
         """The function of groups of JAX's arrays that this is, compiled and batched."""
@@ -344,13 +369,17 @@ def refusals() -> Iterator[None]:
         raise
 
 
-def outputs(result: Any, name: str) -> JaxArrays:
-    """What a function returned, as a tuple."""
-    results = tuple(result) if isinstance(result, tuple | list) else (result,)
-    for y in results:
-        if not isinstance(y, Array):
-            raise TypeError(f"{name} returned {type(y).__name__}; return a jax.Array or a tuple of them")
-    return results
+def leaves_of(result: Any, name: str) -> list[tuple[str, Array]]:
+    """The path and the value of each array in what a function returned, however nested; None stands for none."""
+    found = []
+    if result is None:
+        raise TypeError(f"{name} returned NoneType; return a jax.Array or a tuple of them")
+    for path, x in leaves(result, "output"):
+        for keys, y in jax.tree_util.tree_flatten_with_path(x)[0]:
+            if not isinstance(y, Array):
+                raise TypeError(f"{name} returned {type(y).__name__}; return a jax.Array or a tuple of them")
+            found.append((path + jax.tree_util.keystr(keys), y))
+    return found
 
 
 def all_devices() -> Mesh:

@@ -6,5 +6,9 @@ from .fitting.comparison import Comparison as Comparison
 from .fitting.comparison import compare as compare
 from .fitting.result import FitResult as FitResult
 from .fitting.spec import TrainingSpec as TrainingSpec
+from .parity.difference import Difference as Difference
+from .parity.frameworks import check as check
+from .parity.frameworks import parity_test as parity_test
+from .parity.report import ParityReport as ParityReport
 
 __version__: str

@@ -101,7 +101,7 @@ class Backend(Protocol):
     def legendre_p3(self, x: Any) -> Any:
         """P3 of each element of an array, with the hand-written derivative rule."""
 
-    def as_operator(self, f: Any, *, arguments: tuple[int, ...] | None = None, **static: Any) -> Function:
+    def as_operator(self, f: Any, *, arguments: tuple[int | str, ...] | None = None, **static: Any) -> Function:
         """Make an operator of a function of the framework's arrays, for `p3.parity.check`."""
 
 

@@ -118,9 +118,7 @@ def check_callback(
         if report.suffix == ".json":
             report.write_text(result.to_json() + "\n", encoding="utf-8")
         else:
-            from p3.parity.page import write_page  # matplotlib and Jinja, which only a page needs
-
-            write_page(result, report)
+            report.write_text(result.to_html(), encoding="utf-8")
     return 0 if result.ok else 1
 
 

@@ -13,6 +13,7 @@ from p3.parity.function import Arrays, Function, is_inexact, wide
 from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
 from p3.parity.quantity import Groups, Quantity
 from p3.parity.recorded import Recorded, RefusalError, Results, asked, digest
+from p3.parity.tree import Structure, leaves, take_apart
 from p3.parity.truth import Truth
 from p3.tolerance import TRUTH
 
@@ -60,13 +61,15 @@ class Case:
     Attributes
     ----------
     reference, port : the two operators
-    inputs : one array an argument, floating ones in float64, rounded to float32 so that both precisions see the same
+    inputs : floating ones in float64, rounded to float32 so that both precisions see the same
+    structure : what is around the inputs
     closed_form, surrogate, points, awkward, dtypes, compiled, seed : the `Options`
     """
 
     reference: Recorded
     port: Recorded
     inputs: Arrays
+    structure: Structure
     closed_form: Callable[..., object] | None = None
     surrogate: bool = False
     points: tuple[float, ...] = ()
@@ -274,11 +277,11 @@ class Case:
         """The closed form's values; an InputError where it raises."""
         assert self.closed_form is not None
         try:
-            result = self.closed_form(*inputs)
+            result = self.structure.call(self.closed_form, inputs, {})
         except (Exception, SystemExit) as error:  # a user's function raises anything, and may exit
             text = f"closed_form cannot be called at the inputs, or near them: {type(error).__name__}: {error}"
             raise InputError(" ".join(text.split())) from error
-        return tuple(np.asarray(y) for y in (result if isinstance(result, tuple) else (result,)))
+        return tuple(np.asarray(y) for _, y in leaves(result, "output") if y is not None or result is None)
 
     def parts(self, quantity: Quantity) -> list[str]:
         """What to call each array that a quantity has."""
@@ -290,6 +293,23 @@ class Case:
         if quantity.name == "vjp of jvp":
             return [*arguments, *(f"tangent {i}" for i in self.arguments)]
         return arguments
+
+    def paths(self, quantity: Quantity) -> list[str]:
+        """Where each array that a quantity has is, in the reference's inputs or outputs."""
+        outputs = self.output_paths
+        if quantity.name == "value":
+            return list(outputs)
+        differentiable = [path for path, y in zip(outputs, self.values, strict=True) if is_inexact(y)]
+        if quantity.name in ("jvp", "jvp of jvp"):
+            return differentiable
+        arguments = [self.structure.paths[i] for i in self.arguments]
+        others = {"vjp of vjp": differentiable, "vjp of jvp": arguments}.get(quantity.name, [])
+        return arguments + others
+
+    @cached_property
+    def output_paths(self) -> tuple[str, ...]:
+        """What to call each output of the reference."""
+        return self.reference.output_paths(self.inputs)
 
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
         """Where the sides differ: the array's number, and the worst difference over the precisions."""
@@ -367,37 +387,36 @@ def allowed(error: np.ndarray) -> np.ndarray:
         return np.asarray(TRUTH.epsilons * error)
 
 
-def make_inputs(inputs: tuple[object, ...]) -> Arrays:
+def make_inputs(inputs: object) -> tuple[Arrays, Structure]:
     """
-    The arrays that are checked, from what the user gave.
+    The arrays that are checked, and what is around them, from what the user gave.
 
     Raises
     ------
     InputError
         One is no array of numbers, or has a number that float32 cannot hold; or all are empty.
     """
-    arrays = arrays_of(inputs)
+    arrays, structure = take_apart(inputs, rounded)
+    if not arrays:
+        raise InputError("inputs have no array in them; give an array of numbers, or a tuple or a dict with such")
     floating = [x for x in arrays if is_inexact(x)]
     if floating and not any(x.size for x in floating):
         raise InputError("no floating or complex input has an element, so that nothing could show a fault; give some")
-    return arrays
+    return arrays, structure
 
 
-def arrays_of(inputs: tuple[object, ...]) -> Arrays:
-    """The same of any inputs, such as have no elements."""
-    arrays = []
-    for position, given in enumerate(inputs):
-        try:
-            x = np.asarray(given)
-        except ValueError as error:
-            raise InputError(f"input {position} is no array: {error}") from error
-        if x.dtype.kind not in "fciub" and not is_inexact(x):
-            raise InputError(f"input {position} is {type(given).__name__} of dtype {x.dtype}; give an array of numbers")
-        if is_inexact(x):
-            with np.errstate(over="ignore"):
-                rounded = wide(x.astype(np.complex64 if x.dtype.kind == "c" else np.float32))
-            if not np.array_equal(np.isfinite(rounded), np.isfinite(wide(x))):
-                raise InputError(f"input {position} has numbers beyond float32's largest; give smaller ones")
-            x = rounded
-        arrays.append(x)
-    return tuple(arrays)
+def rounded(path: str, given: object) -> np.ndarray:
+    """An input as an array whose floating numbers are float64, and numbers of float32."""
+    try:
+        x = np.asarray(given)
+    except ValueError as error:
+        raise InputError(f"{path} is no array: {error}") from error
+    if x.dtype.kind not in "fciub" and not is_inexact(x):
+        raise InputError(f"{path} is {type(given).__name__} of dtype {x.dtype}; give an array of numbers")
+    if is_inexact(x):
+        with np.errstate(over="ignore"):
+            single = wide(x.astype(np.complex64 if x.dtype.kind == "c" else np.float32))
+        if not np.array_equal(np.isfinite(single), np.isfinite(wide(x))):
+            raise InputError(f"{path} has numbers beyond float32's largest; give smaller ones")
+        x = single
+    return x

@@ -6,11 +6,12 @@ from typing import Any, Unpack
 
 from p3.errors import InputError
 from p3.parity import derivatives, domain, faults, identities, modes, special
-from p3.parity.case import DTYPES, Case, Options, arrays_of, make_inputs
+from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
 from p3.parity.function import Function, is_inexact
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult, refused
+from p3.parity.tree import take_apart
 
 CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "value": derivatives.value,
@@ -58,7 +59,8 @@ def check(
     Parameters
     ----------
     reference, port : of `torchp3.as_operator` and `jaxp3.as_operator`, in any order
-    inputs : an array, or a tuple of one for each argument; floating ones are rounded to float32
+    inputs : an array, a tuple of arguments by position, or a dict of arguments by name; an argument is an array or a
+        nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
     only : names of `CHECKS`; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
     options : closed_form, surrogate, points, awkward, dtypes, compiled and seed, as `Options` has them
@@ -137,10 +139,12 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
                 f"{getattr(operator, '__name__', operator)!r} is {type(operator).__name__} and no operator; "
                 "make one of it with torchp3.as_operator or jaxp3.as_operator"
             )
+    arrays, structure = make_inputs(inputs)
     case = Case(
-        Recorded(reference, "the reference"),
-        Recorded(port, "the port"),
-        make_inputs(inputs if isinstance(inputs, tuple) else (inputs,)),
+        Recorded(reference.of(structure), "the reference"),
+        Recorded(port.of(structure), "the port"),
+        arrays,
+        structure,
         **checked_options(options),
     )
     for _, operator in case.sides:
@@ -194,10 +198,7 @@ def checked_options(options: Options) -> dict[str, Any]:
             raise InputError(
                 'awkward inputs have names; give a dict of them, as in awkward={"ties": np.array([1.0, 1.0])}'
             )
-        checked["awkward"] = {
-            name: arrays_of(inputs if isinstance(inputs, tuple) else (inputs,))
-            for name, inputs in options["awkward"].items()
-        }
+        checked["awkward"] = {name: take_apart(inputs, rounded)[0] for name, inputs in options["awkward"].items()}
     if "dtypes" in options:
         checked["dtypes"] = tuple(options["dtypes"])
         for dtype in checked["dtypes"] or ("none at all",):

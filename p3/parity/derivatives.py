@@ -101,10 +101,18 @@ def between_sides(case: Case, quantity: Quantity, parts: list[str]) -> Iterator[
         return
     for k, (y, z) in enumerate(zip(port, reference, strict=True)):
         if kind(y) != kind(z):
-            yield Finding("the port", "the reference", parts[k], f"it is {kind(y)}, and not {kind(z)}")
+            yield Finding(
+                "the port",
+                "the reference",
+                parts[k],
+                f"it is {kind(y)}, and not {kind(z)}",
+                path=case.paths(quantity)[k],
+            )
     differing = [k for k in range(len(port)) if port[k].shape != reference[k].shape]
     for k in differing:
-        yield Finding("the port", "the reference", parts[k], explain(port[k], reference[k], {}))
+        yield Finding(
+            "the port", "the reference", parts[k], explain(port[k], reference[k], {}), path=case.paths(quantity)[k]
+        )
     if differing:
         return
     for k, mismatch in case.between_sides(quantity):
@@ -139,6 +147,7 @@ def finding(
         truth=true_at(case, quantity, operator, k, mismatch.element),
         snippet=snippet(case, quantity, side, k, mismatch),
         quantity=quantity,
+        path=case.paths(quantity)[k],
     )
 
 

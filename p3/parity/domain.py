@@ -33,7 +33,11 @@ def dtypes(case: Case) -> CheckResult:
                 for k, y in enumerate(values):
                     if is_inexact(y) and at_precision((y,), dtype)[0].dtype != y.dtype:
                         text = f"for {dtype} inputs its dtype is {y.dtype}"
-                        findings.append(Finding(side, "its inputs' dtype", f"output {k}", text, where=dtype))
+                        findings.append(
+                            Finding(
+                                side, "its inputs' dtype", f"output {k}", text, where=dtype, path=case.output_paths[k]
+                            )
+                        )
                 gradients = asked(operator, side, "vjp", inputs, cotangents, mode=dtype)
             except RefusalError as refusal:
                 refusals.append(refusal.refusal)
@@ -46,7 +50,16 @@ def dtypes(case: Case) -> CheckResult:
             for x, g, i in zip(arguments, gradients, case.arguments, strict=True):
                 if g.dtype != x.dtype:
                     text = f"for a {x.dtype} argument the gradient's dtype is {g.dtype}"
-                    findings.append(Finding(side, "its argument's dtype", f"argument {i}", text, where=dtype))
+                    findings.append(
+                        Finding(
+                            side,
+                            "its argument's dtype",
+                            f"argument {i}",
+                            text,
+                            where=dtype,
+                            path=case.structure.paths[i],
+                        )
+                    )
     kept = ", ".join(dtype for dtype in case.dtypes if all((side, dtype) in taken for side, _ in case.sides))
     return judged("dtypes", findings, f"{kept or 'none'}: kept", refusals)
 
@@ -96,7 +109,14 @@ def low_precision(case: Case) -> CheckResult:
                         text = f"{method} in {dtype}: {explain(pair.got, pair.expected, {})}"
                         part = f"{method} {k}"
                         found = Finding(
-                            side, "its float64 answer", part, text, mismatch, where=dtype, quantity=quantity
+                            side,
+                            "its float64 answer",
+                            part,
+                            text,
+                            mismatch,
+                            where=dtype,
+                            quantity=quantity,
+                            path=case.paths(quantity)[k],
                         )
                         findings.append(found)
     if not worst:
@@ -143,7 +163,17 @@ def shapes(case: Case) -> CheckResult:
                     if wrong_shape or mismatch is not None:
                         text = f"{name}: {explain(got, should, {})}"
                         against, part = "the same numbers in one array", f"{method} {k}"
-                        findings.append(Finding(side, against, part, text, mismatch, where=name))
+                        findings.append(
+                            Finding(
+                                side,
+                                against,
+                                part,
+                                text,
+                                mismatch,
+                                where=name,
+                                path=case.paths(case.quantity(method))[k],
+                            )
+                        )
     note = "scalar, empty, strided, repeated, broadcast" if case.elementwise else "strided"
     return judged("shapes", findings, note, refusals)
 

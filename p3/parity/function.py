@@ -7,6 +7,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from p3.errors import InputError
+from p3.parity.tree import Structure
+
 Arrays = tuple[np.ndarray, ...]
 
 
@@ -62,6 +65,24 @@ class Function(ABC):
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
         return tuple(i for i, x in enumerate(inputs) if is_inexact(x))
+
+    def of(self, structure: Structure) -> "Function":
+        """
+        The same of the arrays of nested inputs, which the function itself is called with.
+
+        Raises
+        ------
+        InputError
+            The function takes arrays alone, by position.
+        """
+        if not structure.is_plain:
+            raise InputError(f"{self.name} ({self.framework}) takes arrays alone, by position; give a tuple of them")
+        return self
+
+    def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
+        """What to call each output: `output`, or its place in a nested result, as in `output[1]`."""
+        count = len(self.value(inputs))
+        return ("output",) if count == 1 else tuple(f"output[{k}]" for k in range(count))
 
     def interrupted(self, between: Callable[[], object]) -> "Function":
         """The same, where the pullback calls `between` between its forward and its backward pass."""

@@ -75,7 +75,7 @@ def linearity(case: Case) -> CheckResult:
             mismatch = climb(pair, case.own(vjp, operator, k)) if climb({"float64": pair["float64"]}) else None
             if mismatch is not None:
                 text = "the vjp is not linear in its cotangent"
-                findings.append(Finding(side, "its parts' sum", part, text, mismatch))
+                findings.append(Finding(side, "its parts' sum", part, text, mismatch, path=case.paths(vjp)[k]))
     return judged("linearity", findings, "Jᵀ(αv + βw) = αJᵀv + βJᵀw")
 
 
@@ -109,6 +109,7 @@ def repeatable(case: Case) -> CheckResult:
 def inputs_intact(case: Case) -> CheckResult:
     """No call changes the arrays that it is given, the cotangents among them."""
     findings = []
+    given_paths = {"argument": case.structure.paths, "cotangent": case.paths(case.quantity("jvp"))}
     for side, operator in case.sides:
         for method, groups in (("value", (case.inputs,)), ("vjp", (case.inputs, case.cotangents))):
             given = tuple(map(copied, groups))
@@ -117,7 +118,11 @@ def inputs_intact(case: Case) -> CheckResult:
                 for position, (x, y) in enumerate(zip(before, after, strict=True)):
                     if x.tobytes() != y.tobytes():
                         text = f"{method} changes it in place"
-                        findings.append(Finding(side, "the input as given", f"{what} {position}", text))
+                        findings.append(
+                            Finding(
+                                side, "the input as given", f"{what} {position}", text, path=given_paths[what][position]
+                            )
+                        )
     return judged("inputs intact", findings, "unchanged after")
 
 

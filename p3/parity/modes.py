@@ -53,17 +53,25 @@ def modes(
                 known = eager_or_true(case, quantity, operator, side)
                 if known is None:
                     continue
-                for part, got, should, error, size in zip(
-                    case.parts(quantity), result, known.values, known.errors, sizes, strict=True
+                for part, path, got, should, error, size in zip(
+                    case.parts(quantity),
+                    case.paths(quantity),
+                    result,
+                    known.values,
+                    known.errors,
+                    sizes,
+                    strict=True,
                 ):
                     if got.shape != should.shape:
                         text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
-                        findings.append(Finding(side, "eager", part, text, where=mode))
+                        findings.append(Finding(side, "eager", part, text, where=mode, quantity=quantity, path=path))
                         continue
                     mismatch = climb({"float64": Pair(got, should, size, allowed(error))})
                     if mismatch is not None:
                         text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
-                        findings.append(Finding(side, "eager", part, text, mismatch, where=mode))
+                        findings.append(
+                            Finding(side, "eager", part, text, mismatch, where=mode, quantity=quantity, path=path)
+                        )
     if not done:
         return CheckResult(name, "not applicable", "neither framework has other modes")
     return judged(name, findings, f"{', '.join(dict.fromkeys(done))}: as eager", refusals)
@@ -146,7 +154,17 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
                     mismatch = climb({"float64": Pair(result, expected, sizes)})
                 if result.shape != expected.shape or mismatch is not None:
                     text = f"under vmap{of} {explain(result, expected, {})}"
-                    findings.append(Finding(side, "a loop", part, text, mismatch, where=f"vmap{of}"))
+                    findings.append(
+                        Finding(
+                            side,
+                            "a loop",
+                            part,
+                            text,
+                            mismatch,
+                            where=f"vmap{of}",
+                            path=case.paths(case.quantity(method))[k],
+                        )
+                    )
 
 
 def rule(case: Case) -> CheckResult:

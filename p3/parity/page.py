@@ -1,7 +1,5 @@
 """The report as one self-contained HTML page."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,10 +34,9 @@ BODY = """
 """
 
 
-def write_page(report: ParityReport, path: Path) -> None:
-    """Write the page."""
-    picture = as_svg(plot_errors(report.case))
-    path.write_text(render(report.title, BODY, report=report, picture=picture), encoding="utf-8")
+def page_of(report: ParityReport) -> str:
+    """The page."""
+    return render(report.title, BODY, report=report, picture=as_svg(plot_errors(report.case)))
 
 
 def plot_errors(case: Case) -> Figure:

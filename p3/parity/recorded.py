@@ -177,6 +177,10 @@ class Recorded(Function):
         """As the function's."""
         return self.function.arguments(inputs)
 
+    def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
+        """As the function's."""
+        return self.function.output_paths(inputs)
+
     def batched(self, arguments: tuple[int, ...]) -> Function:
         """As the function's."""
         batched = self.function.batched(arguments)

@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from p3.parity.case import Case
+from p3.parity.difference import Difference
 from p3.parity.result import CheckResult, Finding
 
+SIDES = {"the reference": "reference", "the port": "port"}
 COLOURS = {"passed": "green", "failed": "bold red", "refused": "yellow", "not applicable": "dim"}
 
 
@@ -56,6 +58,26 @@ class ParityReport:
         """The verdict in a line."""
         counts = [f"{sum(c.verdict == verdict for c in self.checks)} {verdict}" for verdict in COLOURS]
         return f"{'The port is right' if self.ok else 'The port is not shown to be right'}: {', '.join(counts)}."
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """What is wrong, in the order of the checks, and after it what is rounding."""
+        found = [difference_of(check.name, f) for check in self.checks for f in check.findings if f.side in SIDES]
+        return tuple(sorted(found, key=lambda difference: difference.kind == "rounding"))
+
+    @property
+    def first(self) -> Difference | None:
+        """The first difference; None where there is none."""
+        return next(iter(self.differences), None)
+
+    def to_html(self) -> str:
+        """A page of its own, with a picture of the differences."""
+        from p3.parity.page import page_of  # matplotlib and Jinja, which only a page needs
+
+        return page_of(self)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
 
     def __getitem__(self, name: str) -> CheckResult:
         """The result of a check by its name."""
@@ -106,6 +128,23 @@ class ParityReport:
             allow_nan=False,
             ensure_ascii=False,
         )
+
+
+def difference_of(check: str, finding: Finding) -> Difference:
+    """A finding of a check, as data."""
+    m = finding.mismatch
+    return Difference(
+        side=SIDES[finding.side],
+        check=check,
+        mode=finding.where or "eager",
+        quantity=finding.quantity.name if finding.quantity else check,
+        path=finding.path,
+        kind="semantic" if m is None else m.kind,
+        got=None if m is None else m.got,
+        expected=None if m is None else m.expected,
+        epsilons=None if m is None else m.epsilons,
+        explanation=finding.explanation,
+    )
 
 
 def as_json(finding: Finding) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Finding(NamedTuple):
     inputs : the inputs there
     truth : the true value there, where it is known
     snippet : Python that shows it
+    path : of the array, in the reference's inputs or outputs
     where : at which special values, where it is at such
     quantity : what differs, and of what
     """
@@ -37,6 +38,7 @@ class Finding(NamedTuple):
     snippet: str = ""
     where: str = ""
     quantity: Quantity | None = None
+    path: str = ""
 
     def __str__(self) -> str:
         """One line."""

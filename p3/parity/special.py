@@ -266,6 +266,7 @@ def finding(
         snippet=snippet(case, quantity, sides[0], k, mismatch),
         where=special.at(case, mismatch.element),
         quantity=quantity,
+        path=case.paths(quantity)[k],
     )
 
 
