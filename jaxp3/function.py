@@ -183,6 +183,24 @@ class ArrayFunction(Function):
             return tuple(sorted(custom_functions(jax.make_jaxpr(self.outputs)(from_arrays(inputs)))))
 
     @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Functions are compiled where they ask for it, and NaN is a number like another."""
+        with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """JAX's settings; it has no random state."""
+        return dict(jax.config.values)
+
+    def restore(self, name: str, value: Any) -> None:
+        """Set one of them."""
+        jax.config.update(name, value)
+
+    def draw(self) -> None:
+        """JAX's random numbers come from keys, and not from a state."""
+        return
+
+    @contextmanager
     def scaled_rules(self) -> Iterator[None]:
         """While it lasts, the result of every rule is multiplied in this thread, and in no other."""
         if self.factor == factor_here():

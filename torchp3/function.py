@@ -35,6 +35,23 @@ SCALED: dict[tuple[type, str], tuple[Any, int]] = {}
 LOCK = RLock()  # of SCALED; never held while a user's function runs
 
 
+# What functions should leave as it is: what gets it, and what sets it.
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "torch.set_default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch.set_default_device": (torch.get_default_device, torch.set_default_device),
+    "torch.set_grad_enabled": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch.set_num_threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch.use_deterministic_algorithms": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "PyTorch's random state": (
+        lambda: torch.get_rng_state().numpy().tobytes(),
+        lambda state: torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8)),
+    ),
+}
+
+
 def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **static: Any) -> Function:
     """
     Make an operator of a function of tensors, for `p3.parity.check`.
@@ -198,6 +215,24 @@ class ArrayFunction(Function):
             tensors[i] = tensors[i].detach().requires_grad_()
         nodes = graph_of(self.outputs(tuple(tensors)))
         return {node._forward_cls for node in nodes if hasattr(node, "_forward_cls")}
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Gradients are recorded, and nothing is cast."""
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """PyTorch's settings and its random state."""
+        return {name: get() for name, (get, _) in SETTINGS.items()}
+
+    def restore(self, name: str, value: Any) -> None:
+        """Set one of them."""
+        SETTINGS[name][1](value)
+
+    def draw(self) -> None:
+        """Draw a random number."""
+        torch.rand(1)
 
     @contextmanager
     def scaled_rules(self, inputs: Arrays) -> Iterator[None]:

@@ -64,6 +64,7 @@ class Case:
     inputs : floating ones in float64, rounded to float32 so that both precisions see the same
     structure : what is around the inputs
     closed_form, surrogate, points, awkward, dtypes, compiled, seed : the `Options`
+    changes : what a side's value or vjp changes of the process, by side and method
     """
 
     reference: Recorded
@@ -77,6 +78,7 @@ class Case:
     dtypes: tuple[str, ...] = DTYPES
     compiled: bool = True
     seed: int = 0
+    changes: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     _truths: dict[object, Truth] = field(default_factory=dict)
     _sizes: Results = field(default_factory=Results)
 

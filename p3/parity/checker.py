@@ -1,6 +1,8 @@
 """`check`: everything that is checked, in order."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from time import perf_counter
 from typing import Any, Unpack
 
@@ -8,6 +10,7 @@ from p3.errors import InputError
 from p3.parity import derivatives, domain, faults, identities, modes, special
 from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
 from p3.parity.function import Function, is_inexact
+from p3.parity.process import changes, kept, undisturbed
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult, refused
@@ -27,6 +30,7 @@ CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "batched": modes.batched,
     "repeatable": identities.repeatable,
     "inputs intact": identities.inputs_intact,
+    "process intact": identities.process_intact,
     "dtypes": domain.dtypes,
     "low precision": domain.low_precision,
     "shapes": domain.shapes,
@@ -106,16 +110,38 @@ def check_names(only: Iterable[str] | None, compiled: bool) -> tuple[str, ...]:
 def run_check(case: Case, name: str) -> CheckResult:
     """One check, timed; refused where a side raises, and not applicable where the sides' outputs cannot be compared."""
     begin = perf_counter()
-    try:
-        if name != "value" and not alike(case):
-            result = CheckResult(name, "not applicable", "the sides' outputs differ in number, shape or kind")
-        elif name in (*OF_DERIVATIVES, *OF_FLOATING) and not case.cotangents:
-            result = CheckResult(name, "not applicable", "no output is floating or complex")
-        else:
-            result = CHECKS[name](case)
-    except RefusalError as refusal:
-        result = refused(name, [refusal.refusal])
+    with ordered(case):
+        try:
+            if name != "value" and not alike(case):
+                result = CheckResult(name, "not applicable", "the sides' outputs differ in number, shape or kind")
+            elif name in (*OF_DERIVATIVES, *OF_FLOATING) and not case.cotangents:
+                result = CheckResult(name, "not applicable", "no output is floating or complex")
+            else:
+                result = CHECKS[name](case)
+        except RefusalError as refusal:
+            result = refused(name, [refusal.refusal])
     return result._replace(name=name, seconds=perf_counter() - begin)
+
+
+@contextmanager
+def ordered(case: Case) -> Iterator[None]:
+    """While it lasts, the caller's modes have no part; what the functions change is put back."""
+    with undisturbed(operator for _, operator in case.sides), ExitStack() as stack:
+        for side, operator in case.sides:
+            names = {name for (whose, _), found in case.changes.items() if whose == side for name in found}
+            stack.enter_context(kept(operator, names))
+        yield
+
+
+def look_for_changes(case: Case) -> None:
+    """Fill the case's `changes`, by calls of each side's function as it is; what they change is put back."""
+    for side, operator in case.sides:
+        case.changes[side, "value"] = changes(operator, partial(operator.function.value, case.inputs))
+    with suppress(RefusalError):  # which is told by who calls it next
+        with ordered(case):
+            cotangents = case.cotangents
+        for side, operator in case.sides if cotangents else ():
+            case.changes[side, "vjp"] = changes(operator, partial(operator.function.vjp, case.inputs, cotangents))
 
 
 def alike(case: Case) -> bool:
@@ -147,6 +173,22 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
         structure,
         **checked_options(options),
     )
+    with undisturbed(operator for _, operator in case.sides):
+        look_for_changes(case)
+    with ordered(case):
+        examine(case)
+    return case
+
+
+def examine(case: Case) -> None:
+    """
+    Call both sides, and compare what the user says of them.
+
+    Raises
+    ------
+    InputError
+        One cannot be called, or an option does not fit.
+    """
     for _, operator in case.sides:
         try:
             operator.value(case.inputs)
@@ -173,7 +215,6 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
             )
     if case.closed_form is not None:
         check_closed_form(case)
-    return case
 
 
 def checked_options(options: Options) -> dict[str, Any]:

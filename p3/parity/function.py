@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -115,6 +117,22 @@ class Function(ABC):
     def scaled(self, factor: float) -> "Function":
         """The same, what every hand-written rule returns multiplied."""
         return self
+
+    def undisturbed(self) -> AbstractContextManager[object]:
+        """While it lasts, what the caller has switched on or off in this thread has no part in a call."""
+        return nullcontext()
+
+    def state(self) -> Mapping[str, Any]:
+        """What the framework has of settings and random states that functions should leave, by name."""
+        return {}
+
+    def restore(self, name: str, value: Any) -> None:
+        """Set what `state` names to a value that it had."""
+        raise NotImplementedError(f"{self.framework} has no state {name!r}")
+
+    def draw(self) -> None:
+        """Draw a random number, if the framework has a random state."""
+        return
 
     def vjp(self, inputs: Arrays, cotangents: Arrays) -> Arrays:
         """The vector-Jacobian product."""

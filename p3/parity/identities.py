@@ -126,6 +126,16 @@ def inputs_intact(case: Case) -> CheckResult:
     return judged("inputs intact", findings, "unchanged after")
 
 
+def process_intact(case: Case) -> CheckResult:
+    """No call changes a setting, a seed, a warning filter or the environment."""
+    findings = [
+        Finding(side, "the process as it was", method, f"{method} changes {name}")
+        for (side, method), names in case.changes.items()
+        for name in names
+    ]
+    return judged("process intact", findings, "settings, seeds, warning filters and environment are as they were")
+
+
 def copied(arrays: Arrays) -> Arrays:
     """Copies, so that a function that changes its inputs changes nothing else."""
     return tuple(x.copy() for x in arrays)

@@ -3,7 +3,9 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +45,8 @@ def refusal_of(error: BaseException, side: str, mode: str, quantity: str) -> Ref
 def asked(function: Function, side: str, method: str, *groups: Arrays, mode: str = "") -> Arrays:
     """Call a method in some mode, and make a `RefusalError` of whatever it raises."""
     try:
-        return tuple(getattr(function, method)(*groups))
+        with np.errstate():  # of which the function may set another
+            return tuple(getattr(function, method)(*groups))
     except RefusalError as refusal:  # of a recorded function, which knows no mode
         if not mode:
             raise
@@ -140,7 +143,8 @@ class Recorded(Function):
         def make() -> Arrays:
             given = tuple(tuple(x.copy() for x in group) for group in groups)
             try:
-                return tuple(self.unrecorded.value(*given))
+                with np.errstate():  # of which the function may set another
+                    return tuple(self.unrecorded.value(*given))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
@@ -180,6 +184,22 @@ class Recorded(Function):
     def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
         """As the function's."""
         return self.function.output_paths(inputs)
+
+    def undisturbed(self) -> AbstractContextManager[object]:
+        """As the function's."""
+        return self.function.undisturbed()
+
+    def state(self) -> Mapping[str, Any]:
+        """As the function's."""
+        return self.function.state()
+
+    def restore(self, name: str, value: Any) -> None:
+        """As the function's."""
+        self.function.restore(name, value)
+
+    def draw(self) -> None:
+        """As the function's."""
+        self.function.draw()
 
     def batched(self, arguments: tuple[int, ...]) -> Function:
         """As the function's."""

@@ -36,6 +36,7 @@ ONLY_IN = {
     ("torchp3", "functional_vjp_of"): "PyTorch differentiates by autograd or by torch.func; JAX has one way",
     ("torchp3", "functional_jvp_of"): "PyTorch differentiates by dual numbers or by torch.func; JAX has one way",
     ("torchp3", "ArrayFunction.functions"): "autograd's graph has the rules; JAX's are found as they are called",
+    ("torchp3", "SETTINGS"): "JAX has its settings in one place, jax.config",
     ("jaxp3", "ArrayFunction.quick"): "jax.jit takes milliseconds, and torch.compile seconds",
     ("jaxp3", "ArrayFunction.is_quick"): "says whether value calls a program that is kept",
     ("jaxp3", "AS_WRITTEN"): "has XLA round half precision as each operation does alone",

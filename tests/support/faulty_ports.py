@@ -93,6 +93,12 @@ class SavesAnIntermediate(torch.autograd.Function):
         return 2 * cotangent * sine * cosine
 
 
+def sets_a_seed(x):
+    """sin x, and a seed for all that comes after."""
+    torch.manual_seed(0)
+    return torch.sin(x)
+
+
 class ForgetsTheOuterTangent(torch.autograd.Function):
     """sin x with a jvp whose derivative is a constant for PyTorch, as the functions of its saved tensors are."""
 
@@ -973,6 +979,9 @@ FAULTY = {
     "in PyTorch: stale residual": in_torch(jnp.square, StaleResidual, LINE, "repeatable", "stale residual"),
     "in PyTorch: another result each time": in_torch(lambda x: x, count_calls(), LINE, "repeatable", "second call"),
     "in PyTorch: the input changed in place": in_torch(lambda x: 2 * x, in_place, LINE, "inputs intact", "in place"),
+    "in PyTorch: a seed that is set": in_torch(
+        jnp.sin, sets_a_seed, LINE, "process intact", "value changes PyTorch's random state"
+    ),
     "in PyTorch: something else once compiled": in_torch(
         lambda x: x, lambda x: x * (2 if torch.compiler.is_compiling() else 1), LINE, "compiled", "2 times"
     ),
