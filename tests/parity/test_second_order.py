@@ -36,8 +36,18 @@ WRONG_IN_PYTORCH = {
 def test_a_wrong_jvp_of_the_jvp_is_named_as_the_references(name):
     in_torch, in_jax, inputs = WRONG_IN_PYTORCH[name]
     report = parity.check(torchp3.as_operator(in_torch), jaxp3.as_operator(in_jax), inputs, only=["jvp of jvp"])
-    against_truth = {f.side for f in report["jvp of jvp"].findings if f.against == "finite differences"}
-    assert against_truth == {"the reference"}
+    assert {difference.side for difference in report.differences} == {"reference"}
+    assert {difference.quantity for difference in report.differences} == {"jvp of jvp"}
+    assert report["jvp of jvp"].note.startswith("the port's is true; the reference's ")
+    report.assert_ok()  # since it is no fault of the port
+
+
+@pytest.mark.parametrize("name", WRONG_IN_PYTORCH)
+def test_a_port_that_has_the_wrong_second_derivative_fails(name):
+    in_torch, in_jax, inputs = WRONG_IN_PYTORCH[name]
+    report = parity.check(jaxp3.as_operator(in_jax), torchp3.as_operator(in_torch), inputs, only=["jvp of jvp"])
+    assert not report.ok
+    assert {difference.side for difference in report.differences} == {"port"}
 
 
 @pytest.mark.parametrize(
