@@ -145,7 +145,8 @@ def test_the_tutorials_pair_passes_everything_with_full_power():
     report = check(PAIRS["p3"])
     report.assert_ok()
     assert {result.name: result.verdict for result in report.checks if result.verdict != "passed"} == {
-        forward: "refused" for forward in ("jvp", "vjp of jvp", "jvp of jvp")  # as a custom_vjp must
+        forward: "refused"
+        for forward in ("jvp", "vjp of jvp", "jvp of jvp")  # as a custom_vjp must
     }
     assert "use jaxp3.legendre_p3_custom_jvp" in report["jvp"].note
     assert report["power"].note.startswith("100 %")
