@@ -141,7 +141,7 @@ class ArrayFunction(Function):
         return self.combined(jvp_one_by_one if self.one_by_one else jvp_of)
 
     def combined(self, combinator: Combinator) -> "ArrayFunction":
-        """What a combinator makes of this."""
+        """The function that a combinator gives of this one."""
         if self.one_by_one and self.combinators:
             raise NoMeaningError("one output and argument at a time is a way of differentiating once")
         return replace(self, combinators=(*self.combinators, combinator))
@@ -178,7 +178,7 @@ class ArrayFunction(Function):
         return replace(self, factor=factor)
 
     def rules(self, inputs: Arrays) -> tuple[str, ...]:
-        """The names of the `custom_vjp` and `custom_jvp` functions in the program that JAX makes of f."""
+        """The names of the `custom_vjp` and `custom_jvp` functions in the jaxpr of f."""
         with self.wide(inputs):
             return tuple(sorted(custom_functions(jax.make_jaxpr(self.outputs)(from_arrays(inputs)))))
 
@@ -378,7 +378,7 @@ def inexact(arrays: JaxArrays) -> JaxArrays:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What JAX says that there is not is a NotImplementedError, whatever JAX makes of it."""
+    """Raise NotImplementedError for what JAX does not support, whichever exception JAX raises."""
     try:
         yield
     except Exception as error:

@@ -82,7 +82,7 @@ def to_array(x: Tensor) -> np.ndarray:
 
 def from_array(x: np.ndarray) -> Tensor:
     """The same memory, with the same strides, as a tensor."""
-    x = np.asarray(x)  # what arithmetic makes of arrays of no dimensions is none
+    x = np.asarray(x)  # arithmetic on arrays without dimensions gives NumPy scalars
     return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == "bfloat16" else torch.from_numpy(x)
 
 
@@ -166,7 +166,7 @@ class ArrayFunction(Function):
         return self.combined(functional_jvp_of if self.functional else jvp_of)
 
     def combined(self, combinator: Combinator) -> "ArrayFunction":
-        """What a combinator makes of this."""
+        """The function that a combinator gives of this one."""
         if self.one_by_one and self.combinators:
             raise NoMeaningError("one output and argument at a time is a way of differentiating once")
         return replace(self, combinators=(*self.combinators, combinator))
@@ -428,7 +428,7 @@ def inexact(arrays: Tensors) -> Tensors:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What PyTorch says that there is not is a NotImplementedError, whatever PyTorch makes of it."""
+    """Raise NotImplementedError for what PyTorch does not support, whichever exception PyTorch raises."""
     try:
         yield
     except Exception as error:
