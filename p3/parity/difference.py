@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["semantic", "rounding"]
+Kind = Literal["semantic", "rounding", "not reproduced"]
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,13 @@ class Difference:
     mode : "eager", or in which mode, dtype or shape, or at which special values
     quantity : "value", "vjp", "jvp of vjp", ...
     path : of the array in the reference's inputs or outputs, as in `inputs["w"]`; empty where it is of none
-    kind : "semantic", or "rounding" if it shrinks with the precision's epsilon
+    kind : "semantic"; "rounding" if it shrinks with the precision's epsilon; or "not reproduced", of a training that was
+        run again in float64, if it is not there and too large for rounding
     got, expected : the values where it is worst; None where no two values were compared
     epsilons : how far apart they are
     explanation : what it looks like
+    against : what `expected` is by: the other side, the closed form, finite differences
+    tolerance : how many epsilons rounding explains; None where no two values were compared
     step : of a training, counted from 0
     """
 
@@ -35,4 +38,6 @@ class Difference:
     expected: complex | float | None
     epsilons: float | None
     explanation: str
+    against: str = ""
+    tolerance: float | None = None
     step: int | None = None

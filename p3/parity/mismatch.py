@@ -1,14 +1,13 @@
 """How far two results are apart, in epsilons, and whether that is rounding or a difference of meaning."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from p3.parity.difference import Kind
 from p3.parity.function import epsilon, smallest_normal, wide
 from p3.tolerance import HALF_PARITY, LADDER, PARITY
-
-Kind = Literal["rounding", "semantic"]
 
 
 class Mismatch(NamedTuple):
