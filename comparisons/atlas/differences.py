@@ -1,15 +1,14 @@
 """The differences of the atlas: the places that the checker found, by the explanations that people wrote."""
 
-import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from comparisons.atlas.findings import Cell, Examined, Place
+from comparisons.atlas.findings import Cell, Examined, Noticed
 from comparisons.atlas.pairs import CHECKS, Pair
 
 EXPLANATIONS = Path(__file__).with_name("explanations.toml")
@@ -17,10 +16,39 @@ EXPLANATIONS = Path(__file__).with_name("explanations.toml")
 Kind = Literal["bug", "accuracy", "convention", "coverage", "rounding", "unexplained"]
 # From the one that matters most: a cell shows the first that it has.
 KINDS: tuple[Kind, ...] = ("unexplained", "bug", "accuracy", "convention", "coverage", "rounding")
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 Verdict = Literal[
     "agree", "neither has it", "not applicable", "error of the checker",
     "unexplained", "bug", "accuracy", "convention", "coverage", "rounding",
 ]  # fmt: skip
+
+
+class Where(BaseModel):
+    """
+    Some places of a pair: those whose fields are among the ones given here, and where none is given, any.
+
+    Attributes
+    ----------
+    check, quantity, path, by, precision, at, of : as `Noticed` has them, one or several
+    refuses : the framework that raises; where it is empty, both give numbers
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    check: Names = ()
+    refuses: str = ""
+    quantity: Names = ()
+    path: Names = ()
+    by: Names = ()
+    precision: Names = ()
+    at: Names = ()
+    of: Names = ()
+
+    def covers(self, place: Noticed) -> bool:
+        """Whether a place is one of them."""
+        return place.refuses == self.refuses and all(
+            getattr(place, field) in names for field, names in self if field != "refuses" and names
+        )
 
 
 class Explanation(BaseModel):
@@ -31,7 +59,7 @@ class Explanation(BaseModel):
     ----------
     kind : rounding; accuracy, where both converge to the truth, one with fewer digits; convention, a choice, such as
         the gradient at a kink; coverage, where one refuses a mode or dtype; or bug
-    at : for each pair, regular expressions that whole names of places match
+    at : for each pair, the places that it explains
     text : what each gives and at which input, and what is right
     snippet : a program that shows it, where the one that is made of the place is not the best
     confirmation : a program that fails where it is not so, without the checker; of each bug and accuracy
@@ -41,15 +69,15 @@ class Explanation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind
-    at: dict[str, list[str]]
+    at: dict[str, list[Where]]
     text: str
     snippet: str = ""
     confirmation: str = ""
     surprise: int | None = None
 
-    def covers(self, pair: str, place: Place) -> bool:
+    def covers(self, pair: str, place: Noticed) -> bool:
         """Whether a place of a pair is explained by it."""
-        return any(re.fullmatch(pattern, place.name) for pattern in self.at.get(pair, []))
+        return any(where.covers(place) for where in self.at.get(pair, []))
 
 
 class Difference(BaseModel):
@@ -65,7 +93,7 @@ class Difference(BaseModel):
 
     kind: Kind
     text: str
-    places: list[Place]
+    places: list[Noticed]
     snippet: str = ""
     output: str = ""
     confirmation: str = ""
@@ -143,17 +171,17 @@ def entry(name: str, pair: Pair, examined: Examined, explanations: list[Explanat
     return Entry(pair=pair, verdicts=verdicts(examined, differences), cells=examined.cells, differences=differences)
 
 
-def as_rounding(place: Place) -> Difference:
+def as_rounding(place: Noticed) -> Difference:
     """A difference that is as many epsilons in one precision as in the other, as the checker says it."""
     return Difference(kind="rounding", text="; ".join(place.texts), places=told([place]), snippet=place.snippet)
 
 
-def told(places: list[Place]) -> list[Place]:
+def told(places: list[Noticed]) -> list[Noticed]:
     """What the checker says of the places, without their programs, of which the difference has one."""
     return [place.model_copy(update={"snippet": ""}) for place in places]
 
 
-def first_snippet(places: list[Place]) -> str:
+def first_snippet(places: list[Noticed]) -> str:
     """The first program that there is."""
     return next((place.snippet for place in places if place.snippet), "")
 
@@ -175,10 +203,10 @@ def verdicts(examined: Examined, differences: list[Difference]) -> dict[str, Ver
 
 
 def unused(examined: Mapping[str, Examined], explanations: list[Explanation]) -> Iterator[str]:
-    """The patterns of explanations that no place has, as where a framework has mended what they explain."""
+    """What explanations explain and no place is, as where a framework has mended it."""
     for explanation in explanations:
-        for name, patterns in explanation.at.items():
+        for name, given in explanation.at.items():
             places = examined[name].places if name in examined else []
-            for pattern in patterns:
-                if not any(re.fullmatch(pattern, place.name) for place in places):
-                    yield f"{name}: {pattern}"
+            for where in given:
+                if not any(where.covers(place) for place in places):
+                    yield f"{name}: {where.model_dump(exclude_defaults=True)}"

@@ -10,35 +10,67 @@ from pydantic import BaseModel
 from comparisons.atlas.pairs import CHECKS, Pair
 from comparisons.atlas.snippets import at_element, snippet
 from p3.parity import ParityReport
-from p3.parity.case import DTYPES, Case
+from p3.parity.case import Case
 from p3.parity.function import Arrays
+from p3.parity.place import EAGER, Place
 from p3.parity.quantity import Quantity
 from p3.parity.result import CheckResult, Finding, Refusal
 
-SIDES = ("the reference", "the port")
+SIDES = ("reference", "port")
 PYTORCH_FIRST = dict(zip(SIDES, ("PyTorch", "JAX"), strict=True))
 JAX_FIRST = dict(zip(SIDES, ("JAX", "PyTorch"), strict=True))
-METHODS = ("value", "vjp", "jvp", "vjp of vjp", "jvp of vjp")
 
 
-class Place(BaseModel):
+class Noticed(BaseModel):
     """
     Where in a check the frameworks differ.
 
     Attributes
     ----------
     check : its name
-    name : what differs, and where
+    refuses : the framework that raises there, and the other not; empty where both give numbers
+    quantity, path, by, precision : as `p3.parity.place.Place` has them
+    at : the special number, with nine digits, or what else is special of the inputs
+    of : the path of the input that is special
     is_rounding : whether the checker takes it for rounding
     texts : what it says
     snippet : a program that shows it, if one can be made
     """
 
     check: str
-    name: str
+    refuses: str = ""
+    quantity: str
+    path: str = ""
+    by: str = ""
+    precision: str = ""
+    at: str = ""
+    of: str = ""
     is_rounding: bool
     texts: list[str]
     snippet: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from others."""
+        return (
+            self.check,
+            self.refuses,
+            self.quantity,
+            self.path,
+            self.by,
+            self.precision,
+            self.at,
+            self.of,
+        )
+
+    @property
+    def name(self) -> str:
+        """Where it is, in words."""
+        by = f"the {self.by} of {self.path}" if self.by else self.path
+        at = f"at {self.at}" + (f" of {self.of}" if self.of else "") if self.at else self.of
+        refuses = f"{self.refuses} refuses" if self.refuses else ""
+        quantity = self.quantity if self.quantity != self.check or self.refuses else ""
+        return f"{self.check}: " + ", ".join(filter(None, [refuses, quantity, by, self.precision, at]))
 
 
 class Cell(BaseModel):
@@ -52,7 +84,7 @@ class Examined(BaseModel):
     """All that the checker says of a pair: a cell for each check, and the places where the frameworks differ."""
 
     cells: dict[str, Cell]
-    places: list[Place]
+    places: list[Noticed]
 
 
 def examine(pair: Pair) -> Examined:
@@ -65,102 +97,111 @@ def examine(pair: Pair) -> Examined:
     cells = {
         check.name: Cell(verdict=check.verdict, note=named(check.note, PYTORCH_FIRST)) for check in reports[0].checks
     }
-    places: dict[str, Place] = {}
+    places: dict[tuple[str, ...], Noticed] = {}
     for report, names in zip(reports, (PYTORCH_FIRST, JAX_FIRST), strict=True):
         for check in report.checks:
             for place in places_of(pair, report, check, names):
-                if place.name in places:
-                    known = places[place.name]
+                if place.key in places:
+                    known = places[place.key]
                     known.texts = list(dict.fromkeys([*known.texts, *place.texts]))
                     known.is_rounding &= place.is_rounding
                 else:
-                    places[place.name] = place
+                    places[place.key] = place
     return Examined(cells=cells, places=list(places.values()))
 
 
 def named(text: str, names: dict[str, str]) -> str:
-    """The text with the frameworks' names for the sides."""
+    """The text, for people, with the frameworks' names for the sides."""
     for side, name in names.items():
-        text = text.replace(f"{side}'s", f"{name}'s").replace(side, name)
+        text = text.replace(f"the {side}", name)
     return text
 
 
-def places_of(pair: Pair, report: ParityReport, check: CheckResult, names: dict[str, str]) -> list[Place]:
+def places_of(pair: Pair, report: ParityReport, check: CheckResult, names: dict[str, str]) -> list[Noticed]:
     """The places of a check, one for each finding and for each refusal of one side alone."""
     found = []
+    refusals = {str(refusal) for refusal in check.refusals}
     for finding in check.findings:
-        if any(str(refusal) in finding.explanation for refusal in check.refusals):
+        if str(finding.refusal) in refusals:
             continue  # which is a place of its own
-        name = f"{check.name}: {finding.part}{f' {finding.where}' if finding.where else ''}"
-        m = finding.mismatch
         found.append(
-            Place(
-                check=check.name,
-                name=name,
-                is_rounding=m is not None and m.kind == "rounding",
+            noticed(
+                check.name,
+                finding.place,
+                is_rounding=not finding.is_wrong,
                 texts=[named(str(finding), names)],
                 snippet=of_finding(pair, report.case, finding),
             )
         )
-    refused = {(refusal.side, refusal.doing) for refusal in check.refusals}
+    refused = {str(refusal.place) for refusal in check.refusals}
     for refusal in check.refusals:
-        other = SIDES[1 - SIDES.index(refusal.side)]
-        if (other, refusal.doing) not in refused:
+        other = SIDES[1 - SIDES.index(refusal.place.side)]
+        if str(refusal.place._replace(side=other)) not in refused:
             found.append(
-                Place(
-                    check=check.name,
-                    name=f"{check.name}: {names[refusal.side]} refuses {refusal.doing}",
+                noticed(
+                    check.name,
+                    refusal.place,
+                    refuses=names[refusal.place.side],
                     is_rounding=False,
-                    texts=[f"{names[refusal.side]}, {refusal.doing}: {refusal.error}"],
+                    texts=[named(str(refusal), names)],
                     snippet=of_refusal(pair, report.case, refusal),
                 )
             )
     return found
 
 
+def noticed(check: str, place: Place, **fields: Any) -> Noticed:
+    """What was noticed at a place."""
+    at = place.special if place.number is None else f"{place.number:.9g}"
+    return Noticed(
+        check=check,
+        quantity=place.quantity,
+        path=place.path,
+        by=place.by,
+        precision=place.precision,
+        at=at,
+        of=place.of,
+        **fields,
+    )
+
+
 def of_finding(pair: Pair, case: Case, finding: Finding) -> str:
     """The program that shows a finding: of its element alone where that is all that matters."""
-    if finding.where in DTYPES and finding.quantity is None:
-        return program(pair, case, case.quantity("value"), finding.where, shown="dtype")
-    quantity, mismatch = finding.quantity, finding.mismatch
+    quantity, mismatch, dtype = finding.quantity, finding.mismatch, finding.place.precision
     if quantity is None:
-        return ""
+        return program(pair, case, case.quantity("value"), dtype, shown="dtype") if dtype else ""
     if mismatch is None:
         return program(pair, case, quantity, "float32", shown="shape")
-    precision = finding.where if finding.where in DTYPES else mismatch.precision
     groups = quantity.groups
     shape = groups[0][0].shape
     if case.elementwise and len(mismatch.element) == len(shape) and all(x.shape == shape for g in groups for x in g):
         quantity = at_element(quantity, mismatch.element)
-    return program(pair, case, quantity, precision)
+    return program(pair, case, quantity, dtype or mismatch.precision)
 
 
 def of_refusal(pair: Pair, case: Case, refusal: Refusal) -> str:
-    """The program that shows who raises: where and what is in the refusal's words."""
-    *modes, method = refusal.doing.split(", ")
-    numbers = [mode for mode in modes if mode.startswith("at ") and mode not in case.awkward]
-    at = {mode: with_point(case, mode) for mode in numbers} | dict(case.awkward)
-    if method not in METHODS or any(mode not in (*DTYPES, *at) for mode in modes):
+    """The program that shows who raises."""
+    place = refusal.place
+    precision = place.precision or "float32"
+    if place.mode != EAGER or (place.special and place.special not in case.awkward):
         return ""
-    precision = next((mode for mode in modes if mode in DTYPES), "float32")
-    inputs = next((at[mode] for mode in modes if mode in at), case.inputs)
-    if inputs is case.inputs:
-        quantity = case.quantity(method)
-        if case.elementwise and all(x.ndim == 1 for x in case.inputs):
-            quantity = at_element(quantity, (0,))
-        return program(pair, case, quantity, precision, raises=True)
-    if method != "value":
-        return ""
-    return program(pair, case, Quantity("value", "value", (inputs,)), precision, raises=True)
+    if place.special or place.number is not None:
+        if place.quantity != "value":
+            return ""
+        inputs = case.awkward[place.special] if place.special else with_number(case, place)
+        return program(pair, case, Quantity("value", (inputs,)), precision, raises=True)
+    quantity = case.quantity(place.quantity)
+    if case.elementwise and all(x.ndim == 1 for x in case.inputs):
+        quantity = at_element(quantity, (0,))
+    return program(pair, case, quantity, precision, raises=True)
 
 
-def with_point(case: Case, mode: str) -> Arrays:
-    """The inputs with a number in the first element of one, as in "at nan of argument 1"."""
-    number, *argument = mode.removeprefix("at ").split(" of argument ")
+def with_number(case: Case, place: Place) -> Arrays:
+    """The inputs with a place's number in the first element of one."""
     inputs = list(case.inputs)
-    position = int(argument[0]) if argument else case.arguments[0]
+    position = case.structure.paths.index(place.of) if place.of else case.arguments[0]
     inputs[position] = inputs[position].copy()
-    inputs[position][(0,) * inputs[position].ndim] = float(number)
+    inputs[position][(0,) * inputs[position].ndim] = place.number
     return tuple(inputs)
 
 

@@ -11,6 +11,7 @@ from p3.errors import InputError
 from p3.parity import truth
 from p3.parity.function import Arrays, Function, is_inexact, wide
 from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
+from p3.parity.place import Place
 from p3.parity.quantity import Groups, Quantity
 from p3.parity.recorded import Recorded, RefusalError, Results, asked, digest
 from p3.parity.tree import Structure, leaves, take_apart
@@ -84,8 +85,8 @@ class Case:
 
     @property
     def sides(self) -> tuple[tuple[str, Recorded], ...]:
-        """Both operators, and what to call them."""
-        return ("the reference", self.reference), ("the port", self.port)
+        """Both operators, by their sides."""
+        return ("reference", self.reference), ("port", self.port)
 
     def random(self) -> np.random.Generator:
         """The same numbers each time."""
@@ -143,7 +144,7 @@ class Case:
             "vjp of jvp": (self.inputs, self.tangents, self.cotangents),
             "jvp of jvp": (self.inputs, self.tangents, self.directions),
         }
-        return Quantity(name, name.replace(" ", "_"), groups[name])
+        return Quantity(name, groups[name])
 
     def size(self, quantity: Quantity) -> Arrays:
         """The size that `PARITY` names, for each element of a quantity: the reference's, or the port's."""
@@ -202,14 +203,18 @@ class Case:
         unrecorded = operator.unrecorded
 
         def inexact(inputs: Arrays) -> Arrays:
-            values = asked(unrecorded, "", "value", inputs) if self.closed_form is None else self.closed(inputs)
+            values = (
+                asked(unrecorded, Place(operator.side, "value"), inputs)
+                if self.closed_form is None
+                else self.closed(inputs)
+            )
             return tuple(y for y in values if is_inexact(y))
 
         def gradient(inputs: Arrays) -> Arrays:
-            return asked(unrecorded, "", "vjp", inputs, self.cotangents)
+            return asked(unrecorded, Place(operator.side, "vjp"), inputs, self.cotangents)
 
         def tangent(inputs: Arrays) -> Arrays:
-            return asked(unrecorded, "", "jvp", inputs, self.tangents)
+            return asked(unrecorded, Place(operator.side, "jvp"), inputs, self.tangents)
 
         elementwise = self.elementwise and len({x.shape for x in self.inputs}) == 1
         got = quantity.of(operator)
@@ -285,28 +290,20 @@ class Case:
             raise InputError(" ".join(text.split())) from error
         return tuple(np.asarray(y) for _, y in leaves(result, "output") if y is not None or result is None)
 
-    def parts(self, quantity: Quantity) -> list[str]:
-        """What to call each array that a quantity has."""
-        if quantity.name in ("value", "jvp", "jvp of jvp"):
-            return [f"output {k}" for k, y in enumerate(self.values) if quantity.name == "value" or is_inexact(y)]
-        arguments = [f"argument {i}" for i in self.arguments]
-        if quantity.name == "vjp of vjp":
-            return [*arguments, *(f"cotangent {k}" for k in range(len(self.cotangents)))]
-        if quantity.name == "vjp of jvp":
-            return [*arguments, *(f"tangent {i}" for i in self.arguments)]
-        return arguments
-
-    def paths(self, quantity: Quantity) -> list[str]:
-        """Where each array that a quantity has is, in the reference's inputs or outputs."""
-        outputs = self.output_paths
-        if quantity.name == "value":
-            return list(outputs)
-        differentiable = [path for path, y in zip(outputs, self.values, strict=True) if is_inexact(y)]
-        if quantity.name in ("jvp", "jvp of jvp"):
-            return differentiable
+    def places(self, quantity: Quantity, side: str) -> list[Place]:
+        """Where each array is that a quantity of a side has."""
         arguments = [self.structure.paths[i] for i in self.arguments]
-        others = {"vjp of vjp": differentiable, "vjp of jvp": arguments}.get(quantity.name, [])
-        return arguments + others
+        outputs = self.output_paths
+        paths = {
+            "outputs": outputs,
+            "differentiable outputs": [p for p, y in zip(outputs, self.values, strict=True) if is_inexact(y)],
+            "arguments": arguments,
+        }
+        return [Place(side, quantity.name, path, by) for kind, by in quantity.derivative.arrays for path in paths[kind]]
+
+    def of(self, position: int) -> str:
+        """The path of an input that is special, where there are others."""
+        return self.structure.paths[position] if len(self.inputs) > 1 else ""
 
     @cached_property
     def output_paths(self) -> tuple[str, ...]:

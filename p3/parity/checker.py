@@ -7,8 +7,8 @@ from time import perf_counter
 from typing import Any, Unpack
 
 from p3.errors import InputError
-from p3.parity import derivatives, domain, faults, identities, modes, special
 from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
+from p3.parity.checks import derivatives, domain, faults, identities, modes, special
 from p3.parity.function import Function, is_inexact
 from p3.parity.process import changes, kept, undisturbed
 from p3.parity.recorded import Recorded, RefusalError
@@ -167,8 +167,8 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
             )
     arrays, structure = make_inputs(inputs)
     case = Case(
-        Recorded(reference.of(structure), "the reference"),
-        Recorded(port.of(structure), "the port"),
+        Recorded(reference.of(structure), "reference"),
+        Recorded(port.of(structure), "port"),
         arrays,
         structure,
         **checked_options(options),

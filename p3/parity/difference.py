@@ -18,8 +18,8 @@ class Difference:
     mode : "eager", or in which mode, dtype or shape, or at which special values
     quantity : "value", "vjp", "jvp of vjp", ...
     path : of the array in the reference's inputs or outputs, as in `inputs["w"]`; empty where it is of none
-    kind : "semantic"; "rounding" if it shrinks with the precision's epsilon; or "not reproduced", of a training that was
-        run again in float64, if it is not there and too large for rounding
+    kind : "semantic"; "rounding" if it shrinks with the precision's epsilon; or "not reproduced", of a training that
+        was run again in float64, if it is not there and too large for rounding
     got, expected : the values where it is worst; None where no two values were compared
     epsilons : how far apart they are
     explanation : what it looks like

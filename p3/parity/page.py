@@ -9,7 +9,7 @@ from p3.parity.case import Case
 from p3.parity.function import wide
 from p3.parity.mismatch import in_epsilons
 from p3.parity.recorded import RefusalError
-from p3.parity.report import ParityReport
+from p3.parity.report import ParityReport, line
 from p3.tolerance import PARITY
 
 # Colours that also differ in grey, and for the colour-blind (Okabe and Ito).
@@ -20,7 +20,7 @@ BODY = """
 <p>Inputs: {% for x in report.case.inputs -%}
 {{ x.dtype }} of shape {{ x.shape }}{{ ", " if not loop.last }}{% endfor %}; seed {{ report.case.seed }}.</p>
 {% for check in report.failed %}<h2>{{ check.name }}</h2>
-{% for finding in check.findings %}<p>{{ finding }}</p>
+{% for finding in check.findings %}<p>{{ line(check.name, finding) }}</p>
 {% if finding.snippet %}<pre>{{ finding.snippet }}</pre>{% endif %}
 {% endfor %}{% endfor %}
 <h2>All checks</h2>
@@ -36,7 +36,7 @@ BODY = """
 
 def page_of(report: ParityReport) -> str:
     """The page."""
-    return render(report.title, BODY, report=report, picture=as_svg(plot_errors(report.case)))
+    return render(report.title, BODY, report=report, line=line, picture=as_svg(plot_errors(report.case)))
 
 
 def plot_errors(case: Case) -> Figure:
@@ -75,7 +75,7 @@ def draw_differences(axes: Axes, case: Case, name: str) -> None:
     if axes.lines and all(not np.isfinite(line.get_ydata()).any() for line in axes.lines):
         axes.text(0.5, 0.5, "equal to the bit", transform=axes.transAxes, ha="center", fontsize="x-large")
     axes.axhline(PARITY.epsilons, color="0.6", linewidth=1, label=f"tolerance, {PARITY.epsilons} epsilons")
-    part = f", {case.parts(quantity)[k]}" if len(worst) > 1 else ""
-    axes.set(title=f"{name}{part}, difference in epsilons")
+    array = f", {case.places(quantity, 'port')[k].array}" if len(worst) > 1 else ""
+    axes.set(title=f"{name}{array}, difference in epsilons")
     axes.legend()
     axes.grid(alpha=0.3)

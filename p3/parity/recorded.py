@@ -10,20 +10,12 @@ from typing import Any
 import numpy as np
 
 from p3.parity.function import Arrays, Function, wide
+from p3.parity.place import Place
+from p3.parity.quantity import DERIVATIVES, NAMES
 from p3.parity.result import Refusal
 
 MOST_BYTES = 2**26  # of results that are kept for one side
 ALIKE = 2.0**-30  # of the largest element: by how much a quick function may round otherwise
-# What a function is called by the combinators that it comes by.
-NAMES = {
-    (): "value",
-    ("pullback",): "vjp",
-    ("pushforward",): "jvp",
-    ("pullback", "pullback"): "vjp of vjp",
-    ("pullback", "pushforward"): "jvp of vjp",
-    ("pushforward", "pullback"): "vjp of jvp",
-    ("pushforward", "pushforward"): "jvp of jvp",
-}
 
 
 class RefusalError(Exception):
@@ -35,27 +27,24 @@ class RefusalError(Exception):
         self.refusal, self.is_meant = refusal, is_meant
 
 
-def refusal_of(error: BaseException, side: str, mode: str, quantity: str) -> RefusalError:
-    """A refusal, of a side in some mode, with the first line of what was raised."""
+def refusal_of(error: BaseException, place: Place) -> RefusalError:
+    """A refusal at some place, with the first line of what was raised."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    doing = ", ".join(filter(None, [mode, quantity]))
-    return RefusalError(Refusal(side, doing, f"{type(error).__name__}: {line}"), isinstance(error, NotImplementedError))
+    return RefusalError(Refusal(place, f"{type(error).__name__}: {line}"), isinstance(error, NotImplementedError))
 
 
-def asked(function: Function, side: str, method: str, *groups: Arrays, mode: str = "") -> Arrays:
-    """Call a method in some mode, and make a `RefusalError` of whatever it raises."""
+def asked(function: Function, place: Place, *groups: Arrays) -> Arrays:
+    """The quantity that a place names, of a function; a `RefusalError` of the place where that raises."""
     try:
         with np.errstate():  # of which the function may set another
-            return tuple(getattr(function, method)(*groups))
-    except RefusalError as refusal:  # of a recorded function, which knows no mode
-        if not mode:
-            raise
-        doing = f"{mode}, {refusal.refusal.doing}"
-        raise RefusalError(refusal.refusal._replace(doing=doing), refusal.is_meant) from refusal.__cause__
+            return tuple(getattr(function, DERIVATIVES[place.quantity].method)(*groups))
+    except RefusalError as refused:  # of a recorded function, which knows the quantity alone
+        here = place._replace(quantity=refused.refusal.place.quantity)
+        raise RefusalError(Refusal(here, refused.refusal.error), refused.is_meant) from refused.__cause__
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
-        raise refusal_of(error, side, mode, method.replace("_", " ")) from error
+        raise refusal_of(error, place) from error
 
 
 class Results:
@@ -122,8 +111,8 @@ class Recorded(Function):
         groups = (("value", (inputs,)), ("vjp", (inputs, cotangents)))[: 2 if cotangents else 1]
         try:
             self.is_hurried = all(
-                alike(asked(quick, self.side, method, *given), asked(self, self.side, method, *given))
-                for method, given in groups
+                alike(asked(quick, Place(self.side, name), *given), asked(self, Place(self.side, name), *given))
+                for name, given in groups
             )
         except RefusalError:
             self.is_hurried = False
@@ -153,7 +142,7 @@ class Recorded(Function):
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
-                raise refusal_of(error, self.side, "", NAMES[self.combinators]) from error
+                raise refusal_of(error, Place(self.side, NAMES[self.combinators])) from error
 
         return self.results.get((self.combinators, digest(groups)), make)
 
@@ -172,7 +161,7 @@ class Recorded(Function):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a framework that has none says so here, or when it is called
-            raise refusal_of(error, self.side, "", NAMES[combinators]) from error
+            raise refusal_of(error, Place(self.side, NAMES[combinators])) from error
 
     def pullback(self) -> Function:
         """As the function's."""

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from p3.parity.case import Case
 from p3.parity.difference import Difference
+from p3.parity.mismatch import tolerance
 from p3.parity.result import CheckResult, Finding
 
-SIDES = {"the reference": "reference", "the port": "port"}
 COLOURS = {"passed": "green", "failed": "bold red", "refused": "yellow", "not applicable": "dim"}
 
 
@@ -62,7 +62,12 @@ class ParityReport:
     @property
     def differences(self) -> tuple[Difference, ...]:
         """What is wrong, in the order of the checks, and after it what is rounding."""
-        found = [difference_of(check.name, f) for check in self.checks for f in check.findings if f.side in SIDES]
+        found = [
+            difference_of(check.name, finding)
+            for check in self.checks
+            for finding in check.findings
+            if finding.place.side != "inputs"
+        ]
         return tuple(sorted(found, key=lambda difference: difference.kind == "rounding"))
 
     @property
@@ -102,7 +107,7 @@ class ParityReport:
         parts: list[Any] = [table]
         for check in self.failed:
             for finding in check.findings:
-                parts += [Text(f"\n{check.name}: {finding}")]
+                parts += [Text(f"\n{line(check.name, finding)}")]
                 parts += [Text(finding.snippet, "dim")] if finding.snippet else []
         return Group(*parts, Text(f"\n{self.summary}"))
 
@@ -118,7 +123,9 @@ class ParityReport:
                     {
                         **check._asdict(),
                         "findings": [as_json(finding) for finding in check.findings],
-                        "refusals": [refusal._asdict() for refusal in check.refusals],
+                        "refusals": [
+                            jsonable({**refusal.place._asdict(), "error": refusal.error}) for refusal in check.refusals
+                        ],
                     }
                     for check in self.checks
                 ],
@@ -130,20 +137,28 @@ class ParityReport:
         )
 
 
+def line(check: str, finding: Finding) -> str:
+    """A finding of a check, in a line that names the quantity once."""
+    quantity = "" if finding.place.quantity == check else finding.place.quantity
+    return f"{check}: {finding._replace(place=finding.place._replace(quantity=quantity))}"
+
+
 def difference_of(check: str, finding: Finding) -> Difference:
     """A finding of a check, as data."""
     m = finding.mismatch
     return Difference(
-        side=SIDES[finding.side],
+        side=finding.place.side,
         check=check,
-        mode=finding.where or "eager",
-        quantity=finding.quantity.name if finding.quantity else check,
-        path=finding.path,
+        mode=finding.place.circumstances or finding.place.mode,
+        quantity=finding.place.quantity,
+        path=finding.place.path,
         kind="semantic" if m is None else m.kind,
         got=None if m is None else m.got,
         expected=None if m is None else m.expected,
         epsilons=None if m is None else m.epsilons,
         explanation=finding.explanation,
+        against=finding.against,
+        tolerance=None if m is None else tolerance(m.precision),
     )
 
 
@@ -151,7 +166,9 @@ def as_json(finding: Finding) -> dict[str, Any]:
     """A finding, with numbers as they are where JSON has them."""
     found = finding._asdict()
     del found["quantity"]  # arrays, which the snippet has where they are few
+    found |= found.pop("place")._asdict()
     found["mismatch"] = None if finding.mismatch is None else finding.mismatch._asdict()
+    found["refusal"] = None if finding.refusal is None else finding.refusal.error
     return {key: jsonable(value) for key, value in found.items()}
 
 

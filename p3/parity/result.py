@@ -4,9 +4,28 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from p3.parity.mismatch import Mismatch, describe_ladder
+from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 
 Verdict = Literal["passed", "failed", "refused", "not applicable"]
+
+
+class Refusal(NamedTuple):
+    """
+    A side raises.
+
+    Attributes
+    ----------
+    place : whose it is, and where
+    error : what was raised, in a line
+    """
+
+    place: Place
+    error: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.place}: {self.error}"
 
 
 class Finding(NamedTuple):
@@ -15,34 +34,37 @@ class Finding(NamedTuple):
 
     Attributes
     ----------
-    side : "the reference" or "the port"
+    place : whose it is, and where
     against : what it was held against
-    part : which output, or which argument's gradient
     explanation : what it looks like
-    mismatch : the worst element, where there is one
+    mismatch : the worst element, where two arrays were compared
     inputs : the inputs there
     truth : the true value there, where it is known
     snippet : Python that shows it
-    path : of the array, in the reference's inputs or outputs
-    where : at which special values, where it is at such
     quantity : what differs, and of what
+    refusal : what was raised, where that is what is wrong
+    fault : the planted fault that the inputs do not show
     """
 
-    side: str
+    place: Place
     against: str
-    part: str
     explanation: str
     mismatch: Mismatch | None = None
     inputs: tuple[complex | float, ...] = ()
     truth: complex | float | None = None
     snippet: str = ""
-    where: str = ""
     quantity: Quantity | None = None
-    path: str = ""
+    refusal: Refusal | None = None
+    fault: str = ""
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is more than rounding."""
+        return self.mismatch is None or self.mismatch.kind == "semantic"
 
     def __str__(self) -> str:
         """One line."""
-        line = f"{self.side}, {self.part}, against {self.against}: {self.explanation}"
+        line = f"{self.place}, against {self.against}: {self.explanation}"
         if self.mismatch is None:
             return line
         m = self.mismatch
@@ -53,26 +75,6 @@ class Finding(NamedTuple):
             f"{line}; worst{where}: {m.got:.9g}, expected {m.expected:.9g}{known}, {m.epsilons:.3g} {m.precision} "
             f"epsilons; {describe_ladder(m)}"
         )
-
-
-class Refusal(NamedTuple):
-    """
-    A side raises.
-
-    Attributes
-    ----------
-    side : "the reference" or "the port"
-    doing : which quantity, after the mode or dtype that it was in
-    error : what was raised, in a line
-    """
-
-    side: str
-    doing: str
-    error: str
-
-    def __str__(self) -> str:
-        """One line."""
-        return f"{self.side}, {self.doing}: {self.error}"
 
 
 class CheckResult(NamedTuple):
@@ -99,18 +101,30 @@ class CheckResult(NamedTuple):
 
 def judged(name: str, findings: Iterable[Finding], note: str, refusals: Iterable[Refusal] = ()) -> CheckResult:
     """Failed where a finding is more than rounding, or else passed."""
-    found, refused = list(findings), tuple(dict.fromkeys(refusals))
-    note = "; ".join([note, *(f"refused: {refusal}" for refusal in refused)])
-    wrong = [finding for finding in found if finding.mismatch is None or finding.mismatch.kind == "semantic"]
-    findings = (*wrong, *(finding for finding in found if finding not in wrong))
+    found, refused = list(findings), once(refusals)
+    wrong = [finding for finding in found if finding.is_wrong]
+    findings = (*wrong, *(finding for finding in found if not finding.is_wrong))
     if wrong:
-        return CheckResult(name, "failed", wrong[0].explanation, findings, refused)
+        return CheckResult(name, "failed", briefly(name, wrong[0]), findings, refused)
+    note = "; ".join([note, *(f"refused: {refusal}" for refusal in refused)])
     if findings:
         note += f"; {len(findings)} beyond the tolerance, and rounding"
     return CheckResult(name, "passed", note, findings, refused)
 
 
+def once(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
+    """Each of them once: by its words, since NaN is not equal to itself, and −0 is to 0."""
+    return tuple({str(refusal): refusal for refusal in refusals}.values())
+
+
+def briefly(check: str, finding: Finding) -> str:
+    """What a finding of a check looks like, and where it is, without whose it is."""
+    quantity = "" if finding.place.quantity == check else finding.place.quantity
+    place = str(finding.place._replace(side="", quantity=quantity))
+    return f"{place}: {finding.explanation}" if place else finding.explanation
+
+
 def refused(name: str, refusals: Iterable[Refusal], findings: Iterable[Finding] = ()) -> CheckResult:
     """Nothing could be checked, since sides raise; the findings are rounding."""
-    found = tuple(dict.fromkeys(refusals))
+    found = once(refusals)
     return CheckResult(name, "refused", "; ".join(map(str, found)), tuple(findings), found)

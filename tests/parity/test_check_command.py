@@ -23,7 +23,7 @@ import torchp3
 from p3 import InputError, parity
 from p3.cli import p3_command
 from p3.commands.check import two_devices
-from p3.parity.derivatives import text_of
+from p3.parity.checks.derivatives import text_of
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 from p3.parity.page import plot_errors
 from tests.support.commands import SCRIPTS, refused, run
@@ -44,7 +44,7 @@ def test_the_readmes_example_is_caught_and_explained():
     finished = run("p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "value", "--only", "vjp")
     assert finished.returncode == 1
     readme = (COMPARISONS.parent / "README.md").read_text()
-    (quoted,) = re.findall(r"```\n(vjp: the port, argument 1.*?)\n```", readme, re.DOTALL)
+    (quoted,) = re.findall(r"```\n(vjp: the port, inputs\[1\].*?)\n```", readme, re.DOTALL)
     assert " ".join(quoted.split()) in " ".join(finished.stdout.split())
 
 
@@ -56,7 +56,7 @@ def test_reports(tmp_path):
         assert finished.returncode == 1, finished.stderr
     assert json.loads((tmp_path / "report.json").read_text())["checks"][0]["verdict"] == "failed"
     page = (tmp_path / "report.html").read_text()
-    assert "argument 1" in page
+    assert "inputs[1], against the reference" in page
     assert "<svg" in page
     assert not re.findall(r"""(?:src|href)="(?!#)|url\((?!#)|@import|<script""", page)  # all of it is in the page
 
@@ -65,7 +65,7 @@ def test_the_page_draws_the_gradient_that_is_wrong():
     sides = (package.as_operator(load_function(name)) for package, name in zip((torchp3, jaxp3), EXAMPLE, strict=True))
     report = parity.check(*sides, (np.linspace(-3, 3, 101), np.array(1.5)), only=["vjp"])
     value, gradient = plot_errors(report.case).axes
-    assert gradient.get_title() == "vjp, argument 1, difference in epsilons"
+    assert gradient.get_title() == "vjp, inputs[1], difference in epsilons"
     assert max(line.get_ydata().max() for line in gradient.lines if line.get_label().startswith("float64")) > 1e12
     assert value.get_title() == "value, difference in epsilons"
 
@@ -74,7 +74,7 @@ def test_the_page_draws_what_is_wrong_in_one_output_alone():
     torch_side = torchp3.as_operator(lambda x: (torch.sin(x), torch.cos(x)))
     jax_side = jaxp3.as_operator(lambda x: (jnp.sin(x), 1.01 * jnp.cos(x)))
     report = parity.check(torch_side, jax_side, np.linspace(-3, 3, 11), only=["value"])
-    assert plot_errors(report.case).axes[0].get_title() == "value, output 1, difference in epsilons"
+    assert plot_errors(report.case).axes[0].get_title() == "value, output[1], difference in epsilons"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -116,7 +116,10 @@ def test_both_sides_of_one_file_have_snippets(tmp_path):
     report = parity.check(
         torchp3.as_operator(f), jaxp3.as_operator(g), np.linspace(0, 1, 3), only=["value"], closed_form=true
     )
-    assert {finding.side for finding in report["value"].findings if finding.snippet} == {"the reference", "the port"}
+    assert {finding.place.side for finding in report["value"].findings if finding.snippet} == {
+        "reference",
+        "port",
+    }
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ import jaxp3.function
 import torchp3.function
 from p3 import InputError, parity
 from p3.parity.checker import make_case
-from p3.parity.faults import FAULTS, FaultyPort, is_plantable
+from p3.parity.checks.faults import FAULTS, FaultyPort, is_plantable
 from p3.parity.function import wide
 from p3.parity.mismatch import Pair, climb, explain, in_epsilons
+from p3.parity.place import Place
 from p3.parity.result import judged
 from p3.parity.truth import true_vjp
 from tests.support.faulty_ports import FAULTY, jax_rule
@@ -90,8 +91,8 @@ def test_a_faulty_port_is_caught_by_the_check_that_should(name):
     report = parity.check(faulty.reference, faulty.port, faulty.inputs, only=[faulty.check], **faulty.options)
     (result,) = report.checks
     assert result.verdict == "failed", result
-    port = [finding for finding in result.findings if finding.side == "the port"]
-    assert any(re.search(faulty.says, finding.explanation) for finding in port), port
+    port = [finding for finding in result.findings if finding.place.side == "port"]
+    assert any(re.search(faulty.says, str(finding)) for finding in port), port
     with pytest.raises(AssertionError, match="not shown to be right"):
         report.assert_ok()
 
@@ -135,7 +136,7 @@ def test_where_the_libraries_themselves_differ_it_says_so(name):
     pair, failing, says = DIFFERENCES[name]
     report = check(pair, only=["value", "vjp", "vjp of vjp", "special values"])
     assert failing in [result.name for result in report.failed]
-    assert re.search(says, " ".join(finding.explanation for finding in report[failing].findings))
+    assert re.search(says, " ".join(map(str, report[failing].findings)))
     assert report["value"].verdict == report["vjp"].verdict == "passed"
 
 
@@ -158,9 +159,9 @@ def test_a_rule_that_a_framework_drops_is_named_with_the_mode():
     # The rule is not the derivative, so that dropping it changes the gradient (pytorch issue 193279).
     report = check(PAIRS["straight-through rounding"], only=["rule"])
     assert report["rule"].verdict == "failed"
-    assert [finding.explanation for finding in report["rule"].findings] == [
-        "vjp by torch.compile of torch.func is not by the hand-written rule, and is another without it"
-    ]
+    (finding,) = report["rule"].findings
+    assert finding.place == Place("reference", "vjp", mode="torch.compile of torch.func")
+    assert finding.explanation == "it is not by the hand-written rule, and is another without it"
 
 
 def test_a_rule_that_is_dropped_and_not_missed_is_named_too():
@@ -278,7 +279,7 @@ def test_finite_differences_say_how_good_they_are():
 def test_two_sides_that_are_wrong_alike_are_held_against_truth(name, check):
     port = FAULTY[name].port
     report = parity.check(port, port, FAULTY[name].inputs, only=[check])
-    assert {finding.side for finding in report[check].findings} == {"the reference", "the port"}
+    assert {finding.place.side for finding in report[check].findings} == {"reference", "port"}
     assert report[check].verdict == "failed"
 
 
@@ -289,7 +290,7 @@ def test_two_sides_that_are_wrong_alike_are_held_against_truth(name, check):
 def test_each_side_is_looked_at_by_itself(check):
     faulty = next(f for name, f in FAULTY.items() if f.check == check)
     report = parity.check(faulty.port, faulty.reference, faulty.inputs, only=[check], **faulty.options)
-    assert "the reference" in {finding.side for finding in report[check].findings}
+    assert "reference" in {finding.place.side for finding in report[check].findings}
 
 
 def test_truth_says_where_it_comes_from():
@@ -332,7 +333,7 @@ def test_every_fault_is_planted_somewhere_and_noticed():
         case = make_case(torchp3.as_operator(pair.torch), jaxp3.as_operator(pair.jax), pair.inputs)
         planted = {fault.name for fault in FAULTS if is_plantable(case, fault)}
         result = parity.CHECKS["power"](case)
-        noticed |= planted - {finding.part for finding in result.findings}
+        noticed |= planted - {finding.fault for finding in result.findings}
     assert noticed == {fault.name for fault in FAULTS}
 
 
@@ -349,7 +350,7 @@ def test_weak_inputs_are_called_so_with_what_to_add(inputs, missed, advice):
     )
     assert report["power"].verdict == "failed"
     assert "weak inputs" in report["power"].note
-    assert advice in {finding.part: finding.explanation for finding in report["power"].findings}[missed]
+    assert advice in {finding.fault: finding.explanation for finding in report["power"].findings}[missed]
 
 
 @pytest.mark.slow
@@ -521,7 +522,7 @@ def test_adapters_keep_dtypes(as_operator, dtype):
 def test_a_closed_form_is_the_truth():
     wrong = {"closed_form": np.cos, "only": ["value"]}
     report = parity.check(torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), LINE, **wrong)
-    assert {finding.side for finding in report["value"].findings} == {"the reference", "the port"}
+    assert {finding.place.side for finding in report["value"].findings} == {"reference", "port"}
     report = parity.check(
         torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), LINE, closed_form=np.sin, only=["value", "vjp"]
     )
@@ -575,29 +576,33 @@ def test_ties_and_other_awkward_inputs_are_checked_where_they_are_named():
     first, shared = lambda x: torch.max(x, 1)[0], lambda x: jnp.max(x, 1)
     assert special(first, shared, rows).verdict == "passed"
     result = special(first, shared, rows, awkward={"ties": np.ones((1, 2)), "no ties": np.arange(3.0)[None]})
-    assert [(finding.part, finding.where) for finding in result.findings] == [("vjp 0", "ties")]
-    assert "the vjp ties is" in result.note
+    assert [finding.place for finding in result.findings] == [Place("port", "vjp", "inputs", special="ties")]
+    assert result.note.startswith("ties, vjp, inputs: it is ")
 
 
 def test_awkward_inputs_may_be_empty_and_shapes_are_compared_there():
     result = special(lambda x: x.sum(0), lambda x: x.sum(0, keepdims=x.size == 0), LINE, awkward={"none": np.zeros(0)})
-    assert [finding.explanation for finding in result.findings] == [
-        "the shapes none are [(1,)] and the reference's [()]"
-    ]
+    (finding,) = result.findings
+    assert finding.place == Place("port", "value", special="none")
+    assert finding.explanation == "it is of shapes [(1,)], and the reference's of [()]"
 
 
 def test_who_raises_at_awkward_inputs_is_recorded_for_either_side():
     index = np.array([0, 1])
     result = special(lambda x, i: x[i], lambda x, i: x[i], (LINE, index), awkward={"beyond": (LINE, index + 200)})
     (refusal,) = result.refusals
-    assert (refusal.side, refusal.doing) == ("the reference", "beyond, value")
+    assert refusal.place == Place("reference", "value", special="beyond")
+    assert str(refusal).startswith("the reference, beyond, value: IndexError")
     assert refusal.error.startswith("IndexError")
 
 
 def test_each_special_number_that_differs_is_a_finding_of_its_own_once():
     result = special(lambda x: torch.clamp(x, -1, 1), lambda x: jnp.clip(x, -1, 1), LINE + 0.01, points=(1.0, -1.0))
-    places = [(finding.part, finding.where) for finding in result.findings]
-    assert places == [(f"{part} 0", f"at {point}") for part in ("vjp", "jvp") for point in (1, -1)]
+    assert [finding.place for finding in result.findings] == [
+        Place("port", quantity, path, number=point)
+        for quantity, path in (("vjp", "inputs"), ("jvp", "output"))
+        for point in (1.0, -1.0)
+    ]
     assert all(finding.mismatch.precision == "float64" for finding in result.findings)
 
 
@@ -607,12 +612,12 @@ def test_second_derivatives_are_compared_at_zeros_and_at_the_users_points(point)
         return lambda x: where((x > point - 0.01) & (x < point + 0.01), plus * (x - point) ** 2, 0 * x)
 
     result = special(bent(torch.where, 1.0), bent(jnp.where, 2.0), LINE + 0.05, points=(1.5,))
-    assert f"vjp of vjp 0, at {point:g}" in {f"{finding.part}, {finding.where}" for finding in result.findings}
+    assert Place("port", "vjp of vjp", "inputs", number=point) in [finding.place for finding in result.findings]
 
 
 def test_the_closed_form_judges_both_sides_at_the_users_points():
     wrong = special(lambda x: torch.tanh(x), jnp.tanh, LINE, points=(2.0,), closed_form=lambda x: np.tanh(x) + (x == 2))
-    assert {finding.side for finding in wrong.findings} == {"the reference", "the port"}
+    assert {finding.place.side for finding in wrong.findings} == {"reference", "port"}
     assert all(finding.against == "the closed form" for finding in wrong.findings)
 
 
@@ -631,15 +636,18 @@ def test_half_precision_is_checked_on_the_side_that_takes_it():
     square = np.array([[2.0, 0.5], [0.25, 1.0]])
     sides = torchp3.as_operator(torch.linalg.det), jaxp3.as_operator(lambda a: jnp.linalg.det(a) * 1.5)
     result = parity.check(*sides, square, only=["low precision"])["low precision"]
-    assert {refusal.side for refusal in result.refusals} == {"the reference"}
-    assert {refusal.doing for refusal in result.refusals} >= {"float16, value", "bfloat16, vjp"}
+    places = {refusal.place for refusal in result.refusals}
+    assert {place.side for place in places} == {"reference"}
+    assert {(place.precision, place.quantity) for place in places} >= {("float16", "value"), ("bfloat16", "vjp")}
     assert "float16 within" in result.note
 
 
 def test_findings_that_are_more_than_rounding_come_first():
     kinds = ["rounding", "semantic", "rounding"]
     findings = [
-        parity.Finding("a", "b", "c", kind, climb({"float64": Pair(LINE + 1, LINE, np.ones(101))})._replace(kind=kind))
+        parity.Finding(
+            Place("port", "value"), "", kind, climb({"float64": Pair(LINE + 1, LINE, np.ones(101))})._replace(kind=kind)
+        )
         for kind in kinds
     ]
     assert [finding.explanation for finding in judged("x", findings, "").findings] == [
@@ -694,7 +702,14 @@ def failed():
 def test_the_report_says_what_is_wrong_and_where(failed):
     text = str(failed)
     (finding, *_) = failed["vjp"].findings
-    for said in ("argument 0", "1.01 times", "input ", "true: ", "float64 epsilons", "semantic"):
+    for said in (
+        "the port, vjp, inputs, against the complex step: ",
+        "1.01 times",
+        "input ",
+        "true: ",
+        "float64 epsilons",
+        "semantic",
+    ):
         assert said in str(finding)
     assert "failed" in text
 

@@ -86,8 +86,8 @@ def test_what_a_function_changes_is_told_and_put_back(functions, names):
     assert process_state() == before
     (failed,) = report.failed
     assert failed.name == "process intact"
-    assert {finding.explanation for finding in failed.findings} == {
-        f"{method} changes {name}" for method in ("value", "vjp") for name in names
+    assert {(finding.place.quantity, finding.explanation) for finding in failed.findings} == {
+        (quantity, f"the call changes {name}") for quantity in ("value", "vjp") for name in names
     }
 
 

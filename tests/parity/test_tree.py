@@ -114,8 +114,8 @@ def test_arguments_can_be_chosen_by_name():
              ((torchp3.as_operator, in_torch), (jaxp3.as_operator, in_jax)))  # fmt: skip
     report = p3.parity.check(*sides, {"params": PARAMETERS, "x": X}, only=["vjp"])
     report.assert_ok()
-    paths = report.case.paths(report.case.quantity("vjp"))
-    assert paths == ['inputs["params"]["b"][0]', 'inputs["params"]["w"]']
+    places = report.case.places(report.case.quantity("vjp"), "port")
+    assert [place.path for place in places] == ['inputs["params"]["b"][0]', 'inputs["params"]["w"]']
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from p3.parity.case import Case
-from p3.parity.derivatives import vjp, vjp_of_vjp
-from p3.parity.domain import dtypes, low_precision
+from p3.parity.checks.derivatives import vjp, vjp_of_vjp
+from p3.parity.checks.domain import dtypes, low_precision
 from p3.parity.function import Arrays, Function, at_precision, is_inexact, wide
+from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.result import CheckResult, Finding
@@ -279,21 +280,21 @@ def power(case: Case) -> CheckResult:
     for fault in FAULTS:
         if not is_plantable(case, fault):
             continue
-        planted = replace(case, port=Recorded(FaultyPort(case.port, fault), "the port"))
+        planted = replace(case, port=Recorded(FaultyPort(case.port, fault), "port"))
         if any(differs(planted, quantity) for quantity in quantities) or any(
             check(planted).verdict == "failed" for check in passed
         ):
             noticed.append(fault.name)
         else:
             text = f"these inputs do not show the fault '{fault.name}'; add {fault.advice}"
-            findings.append(Finding("the inputs", "a planted fault", fault.name, text))
+            findings.append(Finding(Place("inputs", "vjp"), "a planted fault", text, fault=fault.name))
     count = len(noticed) + len(findings)
     if not count:
         return CheckResult("power", "not applicable", "no fault can be planted")
     note = f"{100 * len(noticed) / count:.0f} %: {len(noticed)} of {count} planted faults noticed{axis_advice(case)}"
     if not findings:
         return CheckResult("power", "passed", note)
-    missed = ", ".join(finding.part for finding in findings)
+    missed = ", ".join(finding.fault for finding in findings)
     return CheckResult("power", "failed", f"weak inputs, {note}, but not: {missed}", tuple(findings))
 
 

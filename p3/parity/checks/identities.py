@@ -7,6 +7,7 @@ import numpy as np
 from p3.parity.case import PRECISIONS, Case
 from p3.parity.function import Arrays, Function, NoMeaningError, at_precision, wide
 from p3.parity.mismatch import Pair, climb, largest
+from p3.parity.place import Place
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 
@@ -18,12 +19,13 @@ def adjoint(case: Case) -> CheckResult:
     largest_difference = 0.0
     for side, operator in case.sides:
         pairs = {}
+        vjp = Place(side, "vjp")
         try:
             for precision in PRECISIONS:
                 inputs, v, w = (
                     at_precision(group, precision) for group in (case.inputs, case.cotangents, case.tangents)
                 )
-                pushed, pulled = asked(operator, side, "jvp", inputs, w), asked(operator, side, "vjp", inputs, v)
+                pushed, pulled = asked(operator, Place(side, "jvp"), inputs, w), asked(operator, vjp, inputs, v)
                 pairs[precision] = products(v, pushed, pulled, w)
         except RefusalError as refusal:
             refusals.append(refusal.refusal)
@@ -32,7 +34,7 @@ def adjoint(case: Case) -> CheckResult:
         mismatch = climb(pairs) if climb({"float64": pairs["float64"]}) else None
         if mismatch is not None:
             text = f"⟨Jᵀv, w⟩ is {mismatch.got:.9g} and ⟨v, Jw⟩ is {mismatch.expected:.9g}"
-            findings.append(Finding(side, "its own jvp", "vjp", text, mismatch))
+            findings.append(Finding(vjp, "its own jvp", text, mismatch))
     if len(refusals) == 2:
         return refused("adjoint", refusals)
     return judged("adjoint", findings, f"{largest_difference:.2g} epsilons apart", refusals)
@@ -62,7 +64,7 @@ def linearity(case: Case) -> CheckResult:
             inputs = at_precision(case.inputs, precision)
             try:
                 at_once, first, second = (
-                    asked(operator, side, "vjp", inputs, at_precision(v, precision))
+                    asked(operator, Place(side, "vjp"), inputs, at_precision(v, precision))
                     for v in (mixed, case.cotangents, others)
                 )
             except RefusalError as refusal:
@@ -71,11 +73,10 @@ def linearity(case: Case) -> CheckResult:
                 with np.errstate(all="ignore"):
                     total = alpha * wide(a) + beta * wide(b)
                     pair[precision] = Pair(whole, total, np.broadcast_to(abs(beta) * size, total.shape))
-        for k, (part, pair) in enumerate(zip(case.parts(vjp), pairs, strict=True)):
+        for k, (place, pair) in enumerate(zip(case.places(vjp, side), pairs, strict=True)):
             mismatch = climb(pair, case.own(vjp, operator, k)) if climb({"float64": pair["float64"]}) else None
             if mismatch is not None:
-                text = "the vjp is not linear in its cotangent"
-                findings.append(Finding(side, "its parts' sum", part, text, mismatch, path=case.paths(vjp)[k]))
+                findings.append(Finding(place, "its parts' sum", "the vjp is not linear in its cotangent", mismatch))
     return judged("linearity", findings, "Jᵀ(αv + βw) = αJᵀv + βJᵀw")
 
 
@@ -85,52 +86,50 @@ def repeatable(case: Case) -> CheckResult:
     findings: list[Finding] = []
     for side, recorded in case.sides:
         operator = recorded.function
-        for method, groups in (("value", ()), ("vjp", (case.cotangents,))):
-            first = asked(operator, side, method, copied(case.inputs), *groups)
-            second = asked(operator, side, method, copied(case.inputs), *groups)
+        for name, groups in (("value", ()), ("vjp", (case.cotangents,))):
+            here = Place(side, name)
+            first = asked(operator, here, copied(case.inputs), *groups)
+            second = asked(operator, here, copied(case.inputs), *groups)
             if not same_bits(first, second):
-                findings.append(Finding(side, "its first call", method, "a second call gives another result"))
+                findings.append(Finding(here, "its first call", "a second call gives another result"))
 
         def call_between(operator: Function = operator, side: str = side) -> None:
             with suppress(RefusalError):  # the other inputs may not be what f is made for
-                asked(operator, side, "value", copied(others))
+                asked(operator, Place(side, "value"), copied(others))
 
-        first = asked(operator, side, "vjp", copied(case.inputs), case.cotangents)
+        first = asked(operator, here, copied(case.inputs), case.cotangents)
         try:
-            second = asked(operator.interrupted(call_between), side, "vjp", copied(case.inputs), case.cotangents)
+            second = asked(operator.interrupted(call_between), here, copied(case.inputs), case.cotangents)
         except NoMeaningError:
             continue
         if not same_bits(first, second):
             text = "a call between forward and backward pass changes the gradient: a stale residual"
-            findings.append(Finding(side, "its first call", "vjp", text))
+            findings.append(Finding(here, "its first call", text))
     return judged("repeatable", findings, "the same bits")
 
 
 def inputs_intact(case: Case) -> CheckResult:
     """No call changes the arrays that it is given, the cotangents among them."""
     findings = []
-    given_paths = {"argument": case.structure.paths, "cotangent": case.paths(case.quantity("jvp"))}
+    arguments, outputs = case.structure.paths, case.places(case.quantity("jvp"), "")
     for side, operator in case.sides:
-        for method, groups in (("value", (case.inputs,)), ("vjp", (case.inputs, case.cotangents))):
+        for name, groups in (("value", (case.inputs,)), ("vjp", (case.inputs, case.cotangents))):
+            places = [Place(side, name, path) for path in arguments]
+            places += [Place(side, name, output.path, "cotangent") for output in outputs] if len(groups) > 1 else []
             given = tuple(map(copied, groups))
-            asked(operator.function, side, method, *given)
-            for what, before, after in zip(("argument", "cotangent"), groups, given, strict=False):
-                for position, (x, y) in enumerate(zip(before, after, strict=True)):
-                    if x.tobytes() != y.tobytes():
-                        text = f"{method} changes it in place"
-                        findings.append(
-                            Finding(
-                                side, "the input as given", f"{what} {position}", text, path=given_paths[what][position]
-                            )
-                        )
+            asked(operator.function, Place(side, name), *given)
+            before, after = (tuple(x for group in arrays for x in group) for arrays in (groups, given))
+            for place, x, y in zip(places, before, after, strict=True):
+                if x.tobytes() != y.tobytes():
+                    findings.append(Finding(place, "the input as given", "the call changes it in place"))
     return judged("inputs intact", findings, "unchanged after")
 
 
 def process_intact(case: Case) -> CheckResult:
     """No call changes a setting, a seed, a warning filter or the environment."""
     findings = [
-        Finding(side, "the process as it was", method, f"{method} changes {name}")
-        for (side, method), names in case.changes.items()
+        Finding(Place(side, quantity), "the process as it was", f"the call changes {name}")
+        for (side, quantity), names in case.changes.items()
         for name in names
     ]
     return judged("process intact", findings, "settings, seeds, warning filters and environment are as they were")

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from p3.parity.case import PRECISIONS, Case
-from p3.parity.derivatives import snippet
+from p3.parity.checks.derivatives import snippet
+from p3.parity.checks.domain import raised
 from p3.parity.function import Arrays, at_precision, is_inexact, wide
 from p3.parity.mismatch import Mismatch, Pair, climb
+from p3.parity.place import Place
 from p3.parity.quantity import Quantity
-from p3.parity.recorded import RefusalError, asked
+from p3.parity.recorded import Recorded, RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 
 FIRST = ("value", "vjp", "jvp")
@@ -26,21 +28,25 @@ class Special(NamedTuple):
     Attributes
     ----------
     inputs : one array an argument
-    name : what is special of them; of each element of an elementwise function, that is its number
+    place : what is special of them; of each element of an elementwise function, that is its number
     position : of the argument that is; None where all are
     """
 
     inputs: Arrays
-    name: str = ""
+    place: Place
     position: int | None = None
 
-    def at(self, case: Case, element: tuple[int, ...]) -> str:
+    @property
+    def is_table(self) -> bool:
+        """Whether the elements are the special numbers, each by itself."""
+        return self.position is not None and not self.place.special and self.place.number is None
+
+    def at(self, element: tuple[int, ...]) -> Place:
         """What is special of an element."""
-        if self.name:
-            return self.name
+        if not self.is_table:
+            return self.place
         assert self.position is not None
-        of = f" of argument {self.position}" if len(case.inputs) > 1 else ""
-        return f"at {self.inputs[self.position][element]:.9g}{of}"
+        return self.place._replace(number=self.inputs[self.position][element].item())
 
 
 def special_values(case: Case) -> CheckResult:
@@ -51,12 +57,12 @@ def special_values(case: Case) -> CheckResult:
     """
     findings: list[Finding] = []
     refusals: list[Refusal] = []
-    seen: set[tuple[str, str, str, tuple[int, ...]]] = set()
+    seen: set[tuple[str, tuple[int, ...]]] = set()
     for precision in PRECISIONS:
         for special in specials(case, precision):
             for finding in differences(case, special, precision, (*FIRST, SECOND), refusals):
                 element = finding.mismatch.element if finding.mismatch and case.elementwise else ()
-                place = (finding.side, finding.part, finding.where, element)
+                place = (str(finding.place), element)  # in words, since NaN is not equal to itself
                 if place not in seen:  # in the other precision
                     findings.append(finding)
                 seen.add(place)
@@ -99,16 +105,20 @@ def specials(case: Case, precision: str) -> Iterator[Special]:
                 values.astype(kind) if i == position else np.resize(x.ravel()[:1], len(values))
                 for i, x in enumerate(case.inputs)
             )
-            yield Special(inputs, position=position)
+            yield Special(inputs, special_of(of=case.of(position)), position)
             continue
         for value in values if case.inputs[position].size else ():
             x = case.inputs[position].copy()
             x[(0,) * x.ndim] = value
             inputs = (*case.inputs[:position], x, *case.inputs[position + 1 :])
-            of = f" of argument {position}" if len(case.inputs) > 1 else ""
-            yield Special(inputs, f"at {value:.9g}{of}", position)
+            yield Special(inputs, special_of(number=x[(0,) * x.ndim].item(), of=case.of(position)), position)
     for name, inputs in case.awkward.items():
-        yield Special(inputs, name)
+        yield Special(inputs, special_of(special=name))
+
+
+def special_of(**fields: Any) -> Place:
+    """The place of special inputs, whichever side and quantity."""
+    return Place("", "", **fields)
 
 
 def differences_at_extremes(case: Case, position: int, precision: str, factor: float) -> Iterator[Finding]:
@@ -120,48 +130,45 @@ def differences_at_extremes(case: Case, position: int, precision: str, factor: f
     """
     scaled = np.asarray(factor * case.inputs[position])
     inputs = (*case.inputs[:position], scaled, *case.inputs[position + 1 :])
-    special = Special(inputs, f"argument {position} times {factor:g}")
+    special = Special(inputs, special_of(special=f"times {factor:g}", of=case.structure.paths[position]), position)
     for finding in differences(case, special, precision, FIRST, []):
         m = finding.mismatch
         if m is not None and np.isfinite(m.expected) and not np.isfinite(m.got):
-            text = f"the {finding.part} of the argument times {factor:g} is {m.got:.9g}"
-            yield finding._replace(explanation=f"{text} and the reference's {m.expected:.9g}")
+            yield finding
 
 
 def differences(
     case: Case, special: Special, precision: str, names: tuple[str, ...], refusals: list[Refusal]
 ) -> Iterator[Finding]:
     """Where the sides differ at special inputs; who raises there is added to the refusals."""
-    known = case.elementwise and special.position is not None
-    mode = "" if known else special.name
     values: dict[str, Arrays] = {}
     for side, operator in case.sides:
+        here = special.place._replace(side=side, quantity="value")
         try:
-            values[side] = asked(operator, side, "value", at_precision(special.inputs, precision), mode=mode)
+            values[side] = asked(operator, here, at_precision(special.inputs, precision))
         except RefusalError as refusal:
             refusals.append(refusal.refusal)
-            if side == "the port" and len(values) == 1 and not refusal.is_meant:
-                text = f"there it raises, and the reference not: {refusal}"
-                yield Finding(side, "the reference", "value", text, where=special.name)
+            if side == "port" and len(values) == 1 and not refusal.is_meant:
+                yield raised(refusal)
     if len(values) < 2:
         return
     shapes = [[y.shape for y in results] for results in values.values()]
     if shapes[0] != shapes[1]:
-        text = f"the shapes {special.name} are {shapes[1]} and the reference's {shapes[0]}"
-        quantity = Quantity("value", "value", (special.inputs,))
-        yield Finding("the port", "the reference", "shape", text, where=special.name, quantity=quantity)
+        text = f"it is of shapes {shapes[1]}, and the reference's of {shapes[0]}"
+        quantity = Quantity("value", (special.inputs,))
+        yield Finding(special.place._replace(side="port", quantity="value"), "the reference", text, quantity=quantity)
         return
-    for quantity in quantities(case, special, values["the reference"], names):
+    for quantity in quantities(case, special, values["reference"], names):
         results: dict[str, Arrays] = {}
         for side, operator in case.sides:
+            here = special.place._replace(side=side, quantity=quantity.name)
             try:
-                results[side] = asked(operator, side, quantity.method, *quantity.given(precision), mode=mode)
+                results[side] = asked(operator, here, *quantity.given(precision))
             except RefusalError as refusal:
                 if quantity.name == "vjp":  # of the others their own checks say so
                     refusals.append(refusal.refusal)
-                if side == "the port" and len(results) == 1 and not refusal.is_meant:
-                    text = f"there it raises, and the reference not: {refusal}"
-                    yield Finding(side, "the reference", quantity.name, text, where=special.name)
+                if side == "port" and len(results) == 1 and not refusal.is_meant:
+                    yield raised(refusal)
         if len(results) == 2:
             yield from compared(case, special, precision, quantity, results)
 
@@ -180,7 +187,7 @@ def quantities(case: Case, special: Special, values: Arrays, names: tuple[str, .
         SECOND: (special.inputs, cotangents, directions),
     }
     for name in names if cotangents else ("value",):
-        yield Quantity(name, name.replace(" ", "_"), groups[name])
+        yield Quantity(name, groups[name])
 
 
 def compared(
@@ -189,7 +196,7 @@ def compared(
     """Where a quantity of the two sides differs, or of one from the closed form."""
     name = quantity.name
     true = closed(case, special, precision) if name == "value" else None
-    if true is not None and [y.shape for y in true] != [y.shape for y in results["the reference"]]:
+    if true is not None and [y.shape for y in true] != [y.shape for y in results["reference"]]:
         true = None
     chosen: np.ndarray | np.bool = np.True_
     if case.elementwise and special.position is not None:
@@ -209,22 +216,20 @@ def compared(
         if name == SECOND:
             ignored |= ~chosen
         for mismatch in apart(case, Pair(np.where(ignored, b, a), b, size), precision):
-            at = special.at(case, mismatch.element)
-            text = f"the {name} {at} is {mismatch.got:.9g} and the reference's {mismatch.expected:.9g}"
+            text = f"it is {mismatch.got:.9g}, and the reference's {mismatch.expected:.9g}"
             if np.isnan(mismatch.got) != np.isnan(mismatch.expected):
                 text += ": NaN on one side alone"
             truth = None if true is None else true[k][mismatch.element].item()
-            yield finding(case, special, quantity, ("the port", "the reference"), k, text, mismatch, truth)
+            yield finding(case, special, quantity, case.port, "the reference", k, text, mismatch, truth)
         if true is None:
             continue
         known = ~np.isnan(wide(true[k])) & chosen & ~ignored
-        for side, _ in case.sides:
+        for side, operator in case.sides:
             pair = Pair(np.where(known, results[side][k], true[k]), true[k], size)
             for mismatch in apart(case, pair, precision):
-                at = special.at(case, mismatch.element)
-                text = f"the value {at} is {mismatch.got:.9g} and should be {mismatch.expected:.9g}"
+                text = f"it is {mismatch.got:.9g}, and should be {mismatch.expected:.9g}"
                 truth = mismatch.expected
-                yield finding(case, special, quantity, (side, "the closed form"), k, text, mismatch, truth)
+                yield finding(case, special, quantity, operator, "the closed form", k, text, mismatch, truth)
 
 
 def scales(case: Case, special: Special, precision: str, quantity: Quantity) -> Iterator[np.ndarray]:
@@ -233,7 +238,7 @@ def scales(case: Case, special: Special, precision: str, quantity: Quantity) -> 
 
     At one point all terms can cancel whichever way it is moved, as those of √(x² + y²) by y do where x is 0.
     """
-    gradients = Quantity("vjp", "vjp", quantity.groups[:2]).of(case.reference, precision)
+    gradients = Quantity("vjp", quantity.groups[:2]).of(case.reference, precision)
     for g, i in zip(gradients, case.arguments, strict=True):
         x = np.abs(special.inputs[i])
         with np.errstate(all="ignore"):
@@ -245,7 +250,8 @@ def finding(
     case: Case,
     special: Special,
     quantity: Quantity,
-    sides: tuple[str, str],
+    operator: Recorded,
+    against: str,
     k: int,
     text: str,
     mismatch: Mismatch,
@@ -256,17 +262,16 @@ def finding(
     if special.position is not None:
         x = special.inputs[special.position]
         number = (x[mismatch.element if case.elementwise else (0,) * x.ndim].item(),)
+    of = case.places(quantity, operator.side)[k]
     return Finding(
-        *sides,
-        part=f"{quantity.name} {k}",
-        explanation=text,
+        special.at(mismatch.element)._replace(side=of.side, quantity=of.quantity, path=of.path, by=of.by),
+        against,
+        text,
         mismatch=mismatch,
         inputs=number,
         truth=truth,
-        snippet=snippet(case, quantity, sides[0], k, mismatch),
-        where=special.at(case, mismatch.element),
+        snippet=snippet(case, quantity, operator, k, mismatch),
         quantity=quantity,
-        path=case.paths(quantity)[k],
     )
 
 
@@ -290,13 +295,13 @@ def meaningless(case: Case, special: Special, precision: str, quantity: Quantity
 
     result = np.zeros(expected.shape, bool)
     if quantity.name != "value":
-        values = Quantity("value", "value", (special.inputs,)).of(case.reference, precision)
+        values = Quantity("value", (special.inputs,)).of(case.reference, precision)
         result |= anywhere([np.isnan(wide(y)) for y in values if is_inexact(y)])
     if quantity.name == "jvp":  # a sum of infinities is one, or NaN, as it is ordered
         result |= ~np.isfinite(wide(expected))
     if quantity.name == SECOND:
         for _, operator in case.sides:
-            gradients = Quantity("vjp", "vjp", quantity.groups[:2]).of(operator, precision)
+            gradients = Quantity("vjp", quantity.groups[:2]).of(operator, precision)
             result |= anywhere([~np.isfinite(wide(g)) for g in gradients])
     return result
 
@@ -318,7 +323,7 @@ def apart(case: Case, pair: Pair, precision: str) -> Iterator[Mismatch]:
 def flushed(special: Special, precision: str, got: np.ndarray) -> np.ndarray:
     """Where a subnormal input gives what the zero of its sign gives, as it does where hardware takes it for one."""
     result = np.zeros(got.shape, bool)
-    if special.name or special.position is None or got.shape != special.inputs[special.position].shape:
+    if not special.is_table or special.position is None or got.shape != special.inputs[special.position].shape:
         return result
     x = special.inputs[special.position]
     subnormal = (x != 0) & (np.abs(x) < float(np.finfo(precision).tiny))

@@ -7,6 +7,7 @@ import numpy as np
 from p3.parity.case import Case, allowed
 from p3.parity.function import Arrays, Function, NoMeaningError, is_inexact, wide
 from p3.parity.mismatch import Pair, climb, explain
+from p3.parity.place import EAGER, Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked, refusal_of
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
@@ -28,59 +29,51 @@ def compiled(case: Case) -> CheckResult:
 
 
 def modes(
-    case: Case, name: str, found: Callable[[Function], dict[str, Function]], methods: tuple[str, ...]
+    case: Case, name: str, found: Callable[[Function], dict[str, Function]], names: tuple[str, ...]
 ) -> CheckResult:
     """That each side gives in other modes what it gives eagerly."""
     findings: list[Finding] = []
     done: list[str] = []
     refusals: list[Refusal] = []
-    quantities = list(sized(case, methods))
+    quantities = list(sized(case, names))
     for side, operator in case.sides:
         for mode, other in found(operator).items():
             done.append(mode)
             for quantity, sizes in quantities:
+                here = Place(side, quantity.name, mode=mode)
                 try:
-                    result = asked(other, side, quantity.method, *quantity.groups, mode=mode)
+                    result = asked(other, here, *quantity.groups)
                 except RefusalError as refusal:
                     if isinstance(refusal.__cause__, NoMeaningError):
                         continue
                     refusals.append(refusal.refusal)
                     if quantity.name == "value":
                         break  # where the function itself cannot be called there is no rule to judge
-                    if name == "transformed" and side == "the port" and not refusal.is_meant:
-                        findings.append(Finding(side, "eager", quantity.name, f"it raises: {refusal}"))
+                    if name == "transformed" and side == "port" and not refusal.is_meant:
+                        text = f"it raises {refusal.refusal.error}"
+                        findings.append(Finding(here, EAGER, text, refusal=refusal.refusal))
                     continue
-                known = eager_or_true(case, quantity, operator, side)
+                known = eager_or_true(case, quantity, operator)
                 if known is None:
                     continue
-                for part, path, got, should, error, size in zip(
-                    case.parts(quantity),
-                    case.paths(quantity),
-                    result,
-                    known.values,
-                    known.errors,
-                    sizes,
-                    strict=True,
+                for place, got, should, error, size in zip(
+                    case.places(quantity, side), result, known.values, known.errors, sizes, strict=True
                 ):
-                    if got.shape != should.shape:
-                        text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
-                        findings.append(Finding(side, "eager", part, text, where=mode, quantity=quantity, path=path))
-                        continue
-                    mismatch = climb({"float64": Pair(got, should, size, allowed(error))})
-                    if mismatch is not None:
-                        text = f"{quantity.name} by {mode}: {explain(got, should, {})}"
-                        findings.append(
-                            Finding(side, "eager", part, text, mismatch, where=mode, quantity=quantity, path=path)
-                        )
+                    mismatch = None
+                    if got.shape == should.shape:
+                        mismatch = climb({"float64": Pair(got, should, size, allowed(error))})
+                    if mismatch is not None or got.shape != should.shape:
+                        text = explain(got, should, {})
+                        findings.append(Finding(place._replace(mode=mode), EAGER, text, mismatch, quantity=quantity))
     if not done:
         return CheckResult(name, "not applicable", "neither framework has other modes")
     return judged(name, findings, f"{', '.join(dict.fromkeys(done))}: as eager", refusals)
 
 
-def sized(case: Case, methods: tuple[str, ...]) -> Iterator[tuple[Quantity, Arrays]]:
+def sized(case: Case, names: tuple[str, ...]) -> Iterator[tuple[Quantity, Arrays]]:
     """The quantities and their sizes, without those that both sides refuse eagerly, which their own checks tell."""
-    for method in methods if case.cotangents else methods[:1]:  # the value
-        quantity = case.quantity(method)
+    for name in names if case.cotangents else names[:1]:  # the value
+        quantity = case.quantity(name)
         try:
             sizes = case.size(quantity)
         except RefusalError:
@@ -88,11 +81,11 @@ def sized(case: Case, methods: tuple[str, ...]) -> Iterator[tuple[Quantity, Arra
         yield quantity, sizes
 
 
-def eager_or_true(case: Case, quantity: Quantity, operator: Recorded, side: str) -> Truth | None:
+def eager_or_true(case: Case, quantity: Quantity, operator: Recorded) -> Truth | None:
     """What a side gives eagerly; where it refuses, what is true, if that is known everywhere."""
     try:
-        values = asked(operator, side, quantity.method, *quantity.groups)
-        return Truth(values, tuple(np.zeros(y.shape) for y in values), "eager")
+        values = asked(operator, Place(operator.side, quantity.name), *quantity.groups)
+        return Truth(values, tuple(np.zeros(y.shape) for y in values), EAGER)
     except RefusalError:
         known = case.true(quantity, operator)
         return known if known is not None and all(np.isfinite(error).all() for error in known.errors) else None
@@ -124,113 +117,103 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
         np.stack(arrays) if i in arguments else arrays[0] for i, arrays in enumerate(zip(*batch, strict=True))
     )
     cotangents = tuple(np.stack([v] * len(batch)) for v in case.cotangents)
-    of = "" if len(arguments) == len(case.inputs) else f" of argument {arguments[0]}"
+    alone = len(arguments) < len(case.inputs)
     for side, operator in case.sides:
+        here = Place(side, "value", mode="vmap")
+        if alone:
+            here = here._replace(special="batched alone", of=case.structure.paths[arguments[0]])
         try:
             together_by = operator.batched(arguments)
         except NoMeaningError as error:
-            refusals.append(refusal_of(error, side, f"vmap{of}", "value").refusal)
+            refusals.append(refusal_of(error, here).refusal)
             continue
-        for method, groups in (("value", ()), ("vjp", (case.cotangents,)))[: 2 if case.cotangents else 1]:
+        for name, groups in (("value", ()), ("vjp", (case.cotangents,)))[: 2 if case.cotangents else 1]:
+            here = here._replace(quantity=name)
             try:
-                together = asked(
-                    together_by,
-                    side,
-                    method,
-                    stacked,
-                    *((cotangents,) if method == "vjp" else ()),
-                    mode=f"vmap{of}",
-                )
-                one_by_one = [asked(operator, side, method, inputs, *groups) for inputs in batch]
+                together = asked(together_by, here, stacked, *((cotangents,) if name == "vjp" else ()))
+                one_by_one = [asked(operator, Place(side, name), inputs, *groups) for inputs in batch]
             except RefusalError as refusal:
                 refusals.append(refusal.refusal)
                 continue
-            for k, result in enumerate(together):
+            places = case.places(case.quantity(name), side)
+            for k, (place, result) in enumerate(zip(places, together, strict=True)):
                 expected = np.stack([one[k] for one in one_by_one])
-                part = f"{method} {k}"
                 mismatch = None
                 if result.shape == expected.shape:
-                    sizes = np.stack([case.size(Quantity(method, method, (inputs, *groups)))[k] for inputs in batch])
+                    sizes = np.stack([case.size(Quantity(name, (inputs, *groups)))[k] for inputs in batch])
                     mismatch = climb({"float64": Pair(result, expected, sizes)})
                 if result.shape != expected.shape or mismatch is not None:
-                    text = f"under vmap{of} {explain(result, expected, {})}"
-                    findings.append(
-                        Finding(
-                            side,
-                            "a loop",
-                            part,
-                            text,
-                            mismatch,
-                            where=f"vmap{of}",
-                            path=case.paths(case.quantity(method))[k],
-                        )
-                    )
+                    place = here._replace(path=place.path, by=place.by)
+                    findings.append(Finding(place, "a loop", explain(result, expected, {}), mismatch))
 
 
 def rule(case: Case) -> CheckResult:
     """The hand-written rule is what runs: multiplied, it multiplies the gradient, in each mode as in eager mode."""
     notes: list[str] = []
     findings: list[Finding] = []
+    ruled = False
     for side, operator in case.sides:
         try:
             names = operator.rules(case.inputs)
         except (Exception, SystemExit) as error:  # whatever a framework or a function raises, and where it exits
-            return CheckResult("rule", "refused", f"{side}: {type(error).__name__}: {error}")
-        notes.append(f"{side}'s {', '.join(names)}" if names else f"{side} has no hand-written rule")
-        for method, others in (("vjp", case.cotangents), ("jvp", case.tangents)) if names else ():
-            verdicts = dict(rule_runs(case, side, operator, method, others))
-            ran = [way for way, verdict in verdicts.items() if verdict == "ran"]
-            for way, verdict in verdicts.items():
+            return refused("rule", [refusal_of(error, Place(side, "value")).refusal])
+        ruled = ruled or bool(names)
+        notes.append(f"the {side}'s {', '.join(names)}" if names else f"the {side} has no hand-written rule")
+        for name, others in (("vjp", case.cotangents), ("jvp", case.tangents)) if names else ():
+            verdicts = dict(rule_runs(case, side, operator, name, others))
+            ran = [mode for mode, verdict in verdicts.items() if verdict == "ran"]
+            for mode, verdict in verdicts.items():
                 if verdict == "dropped":
-                    notes.append(f"{method}: dropped by {way}, which gives the same without it")
+                    notes.append(f"{name}: dropped by {mode}, which gives the same without it")
                 if verdict == "missing":
-                    text = f"{method} by {way} is not by the hand-written rule, and is another without it"
-                    findings.append(Finding(side, "eager", method, text))
-            if not verdicts and method == "vjp":
+                    text = "it is not by the hand-written rule, and is another without it"
+                    findings.append(Finding(Place(side, name, mode=mode), EAGER, text))
+            if not verdicts and name == "vjp":
                 notes.append("vjp: the rule has no part in the gradient")
             if ran:
-                notes.append(f"{method}: ran in {', '.join(ran)}")
-    if all("no hand-written rule" in note for note in notes):
+                notes.append(f"{name}: ran in {', '.join(ran)}")
+    if not ruled:
         return CheckResult("rule", "not applicable", "no side has a hand-written rule")
     return judged("rule", findings, "; ".join(notes))
 
 
-def rule_runs(case: Case, side: str, operator: Function, method: str, others: Arrays) -> Iterator[tuple[str, str]]:
+def rule_runs(case: Case, side: str, operator: Function, name: str, others: Arrays) -> Iterator[tuple[str, str]]:
     """
-    For each way of running an operator, what became of its hand-written rule.
+    For each mode, what became of the hand-written rule of a side's vjp or jvp.
 
-    "ran"; "dropped", where the derivative is the same without it; or "missing", where it is another. Nothing of ways
+    "ran"; "dropped", where the derivative is the same without it; or "missing", where it is another. Nothing of modes
     that are refused, nor of any where the rule has no part in the derivative eagerly.
     """
     groups = case.inputs, others
+    here = Place(side, name)
     try:
-        plain = asked(operator, side, method, *groups)
-        marked = asked(operator.scaled(MARKER), side, method, *groups)
+        plain = asked(operator, here, *groups)
+        marked = asked(operator.scaled(MARKER), here, *groups)
     except RefusalError:
         return
     if close(plain, marked):
         return
-    yield "eager", "ran"
-    ways = {
+    yield EAGER, "ran"
+    modes = {
         **operator.transformed(),
-        **batched_ways(case, operator),
+        **by_vmap(case, operator),
         **(operator.compiled() if case.compiled else {}),
     }
-    for way, other in ways.items():
+    for mode, other in modes.items():
 
-        def shape(arrays: Arrays, repeat: bool = way == "vmap") -> Arrays:
+        def shape(arrays: Arrays, repeat: bool = mode == "vmap") -> Arrays:
             return tuple(np.stack([x, x]) for x in arrays) if repeat else arrays
 
         try:
-            result = asked(other.scaled(MARKER), side, method, *map(shape, groups))
+            result = asked(other.scaled(MARKER), here, *map(shape, groups))
             ran = close(result, shape(marked))
-            without = result if ran else asked(other, side, method, *map(shape, groups))
+            without = result if ran else asked(other, here, *map(shape, groups))
         except RefusalError:
             continue
-        yield way, "ran" if ran else "dropped" if close(without, shape(plain)) else "missing"
+        yield mode, "ran" if ran else "dropped" if close(without, shape(plain)) else "missing"
 
 
-def batched_ways(case: Case, operator: Function) -> dict[str, Function]:
+def by_vmap(case: Case, operator: Function) -> dict[str, Function]:
     """By vmap of all arguments, in a framework that has it."""
     try:
         return {"vmap": operator.batched(tuple(range(len(case.inputs))))}

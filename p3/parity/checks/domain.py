@@ -8,6 +8,7 @@ import numpy as np
 from p3.parity.case import Case
 from p3.parity.function import Arrays, Function, at_precision, epsilon, is_inexact, wide
 from p3.parity.mismatch import Pair, climb, explain, in_epsilons, largest
+from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
@@ -28,40 +29,32 @@ def dtypes(case: Case) -> CheckResult:
         inputs, cotangents = at_precision(case.inputs, dtype), at_precision(case.cotangents, dtype)
         arguments = [inputs[i] for i in case.arguments]
         for side, operator in case.sides:
+            value, vjp = (Place(side, name, precision=dtype) for name in ("value", "vjp"))
             try:
-                values = asked(operator, side, "value", inputs, mode=dtype)
-                for k, y in enumerate(values):
+                values = asked(operator, value, inputs)
+                for path, y in zip(case.output_paths, values, strict=True):
                     if is_inexact(y) and at_precision((y,), dtype)[0].dtype != y.dtype:
                         text = f"for {dtype} inputs its dtype is {y.dtype}"
-                        findings.append(
-                            Finding(
-                                side, "its inputs' dtype", f"output {k}", text, where=dtype, path=case.output_paths[k]
-                            )
-                        )
-                gradients = asked(operator, side, "vjp", inputs, cotangents, mode=dtype)
+                        findings.append(Finding(value._replace(path=path), "its inputs' dtype", text))
+                gradients = asked(operator, vjp, inputs, cotangents)
             except RefusalError as refusal:
                 refusals.append(refusal.refusal)
-                if side == "the port" and ("the reference", dtype) in taken:
-                    findings.append(
-                        Finding(side, "the reference", dtype, f"it raises, and the reference not: {refusal}")
-                    )
+                if side == "port" and ("reference", dtype) in taken:
+                    findings.append(raised(refusal))
                 continue
             taken.append((side, dtype))
             for x, g, i in zip(arguments, gradients, case.arguments, strict=True):
                 if g.dtype != x.dtype:
                     text = f"for a {x.dtype} argument the gradient's dtype is {g.dtype}"
-                    findings.append(
-                        Finding(
-                            side,
-                            "its argument's dtype",
-                            f"argument {i}",
-                            text,
-                            where=dtype,
-                            path=case.structure.paths[i],
-                        )
-                    )
+                    findings.append(Finding(vjp._replace(path=case.structure.paths[i]), "its argument's dtype", text))
     kept = ", ".join(dtype for dtype in case.dtypes if all((side, dtype) in taken for side, _ in case.sides))
     return judged("dtypes", findings, f"{kept or 'none'}: kept", refusals)
+
+
+def raised(refusal: RefusalError) -> Finding:
+    """What the port raises where the reference does not."""
+    text = f"it raises {refusal.refusal.error}"
+    return Finding(refusal.refusal.place, "the reference, which does not", text, refusal=refusal.refusal)
 
 
 def low_precision(case: Case) -> CheckResult:
@@ -78,17 +71,17 @@ def low_precision(case: Case) -> CheckResult:
             continue
         inputs = at_precision(case.inputs, dtype)
         exact = tuple(wide(x) if is_inexact(x) else x for x in inputs)
-        for method, groups in (("value", ()), ("vjp", (case.cotangents,)), ("jvp", (case.tangents,))):
-            quantity = Quantity(method, method, (exact, *groups))
+        for name, groups in (("value", ()), ("vjp", (case.cotangents,)), ("jvp", (case.tangents,))):
+            quantity = Quantity(name, (exact, *groups))
             trusted: list[np.ndarray] | None = None
             for side, operator in case.sides:
                 try:
                     given = (inputs, *(at_precision(group, dtype) for group in groups))
-                    results = asked(operator, side, method, *given, mode=dtype)
+                    results = asked(operator, Place(side, name, precision=dtype), *given)
                     single = quantity.of(operator, "float32")
                     expected = quantity.of(operator)
                 except RefusalError as refusal:
-                    if method != "jvp":  # of which the check of the jvp says so
+                    if name != "jvp":  # of which the check of the jvp says so
                         refusals.append(refusal.refusal)
                     continue
                 pairs = []
@@ -100,25 +93,15 @@ def low_precision(case: Case) -> CheckResult:
                         pairs.append(Pair(wide(got), wide(should), size, epsilons * epsilon(dtype) * size))
                 if trusted is None:  # the reference's own, or the port's where that refuses
                     sounds = [~pair.beyond(dtype) for pair in pairs]
-                    trusted = sounds if side == "the reference" else [np.ones_like(sound) for sound in sounds]
+                    trusted = sounds if side == "reference" else [np.ones_like(sound) for sound in sounds]
                 for k, (pair, sound) in enumerate(zip(pairs, trusted, strict=False)):
                     pair = pair._replace(got=np.where(sound, pair.got, 0), expected=np.where(sound, pair.expected, 0))
                     worst[dtype] = max(worst.get(dtype, 0.0), largest(pair.epsilons(dtype)))
                     mismatch = climb({dtype: pair})
                     if mismatch is not None:
-                        text = f"{method} in {dtype}: {explain(pair.got, pair.expected, {})}"
-                        part = f"{method} {k}"
-                        found = Finding(
-                            side,
-                            "its float64 answer",
-                            part,
-                            text,
-                            mismatch,
-                            where=dtype,
-                            quantity=quantity,
-                            path=case.paths(quantity)[k],
-                        )
-                        findings.append(found)
+                        place = case.places(quantity, side)[k]._replace(precision=dtype)
+                        text = explain(pair.got, pair.expected, {})
+                        findings.append(Finding(place, "its float64 answer", text, mismatch, quantity=quantity))
     if not worst:
         if refusals:
             return refused("low precision", refusals)
@@ -131,7 +114,7 @@ def shapes(case: Case) -> CheckResult:
     """Scalars, empty, strided and broadcast arguments: the same numbers, in the shape that they should have."""
     findings: list[Finding] = []
     refusals: list[Refusal] = []
-    taken: set[tuple[str, str]] = set()
+    taken: set[Place] = set()  # by the reference
     for side, recorded in case.sides:
         operator = recorded.unrecorded
         try:
@@ -139,49 +122,39 @@ def shapes(case: Case) -> CheckResult:
         except RefusalError as refusal:  # of the plain arrays that the shapes are made from
             refusals.append(refusal.refusal)
             if taken and not refusal.is_meant:
-                text = f"for other shapes it raises, and the reference not: {refusal}"
-                findings.append(Finding(side, "the reference", "value or vjp", text))
+                findings.append(raised(refusal))
             continue
-        for name, inputs, cotangents, should_values, should_gradients in known:
-            for method, groups, expected in (
+        for special, inputs, cotangents, should_values, should_gradients in known:
+            for name, groups, expected in (
                 ("value", (inputs,), should_values),
                 ("vjp", (inputs, cotangents), should_gradients),
             ):
+                here = special._replace(side=side, quantity=name)
                 try:
-                    results = asked(operator, side, method, *groups, mode=name)
+                    results = asked(operator, here, *groups)
                 except RefusalError as refusal:
                     refusals.append(refusal.refusal)
-                    if (name, method) in taken:
-                        text = f"{name}: it raises, and the reference not: {refusal}"
-                        findings.append(Finding(side, "the reference", method, text))
+                    if here._replace(side="reference") in taken:
+                        findings.append(raised(refusal))
                     continue
-                taken.add((name, method))
-                for k, (got, should) in enumerate(zip(results, expected, strict=True)):
+                taken.add(here)
+                places = case.places(case.quantity(name), side)
+                for place, got, should in zip(places, results, expected, strict=True):
                     size = np.full(should.shape, np.abs(wide(should)).max(initial=0.0))
                     wrong_shape = got.shape != should.shape
                     mismatch = None if wrong_shape else climb({"float64": Pair(got, should, size)})
                     if wrong_shape or mismatch is not None:
-                        text = f"{name}: {explain(got, should, {})}"
-                        against, part = "the same numbers in one array", f"{method} {k}"
-                        findings.append(
-                            Finding(
-                                side,
-                                against,
-                                part,
-                                text,
-                                mismatch,
-                                where=name,
-                                path=case.paths(case.quantity(method))[k],
-                            )
-                        )
+                        at = here._replace(path=place.path, by=place.by)
+                        against, text = "the same numbers in one array", explain(got, should, {})
+                        findings.append(Finding(at, against, text, mismatch))
     note = "scalar, empty, strided, repeated, broadcast" if case.elementwise else "strided"
     return judged("shapes", findings, note, refusals)
 
 
 class Shaped(NamedTuple):
-    """Inputs in some shape, cotangents for them, and what an operator should give."""
+    """Inputs in some shape, which the place names, cotangents for them, and what an operator should give."""
 
-    name: str
+    place: Place
     inputs: Arrays
     cotangents: Arrays
     values: Arrays
@@ -193,9 +166,11 @@ def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
     if not case.elementwise:
         inputs, values = tuple(map(strided, case.inputs)), operator.value(case.inputs)
         gradients = operator.vjp(case.inputs, case.cotangents)
-        yield Shaped("strided", inputs, tuple(map(strided, case.cotangents)), values, gradients)
+        yield Shaped(shape_of("strided"), inputs, tuple(map(strided, case.cotangents)), values, gradients)
         of_sum = tuple(map(ones, case.cotangents))
-        yield Shaped("of a sum", inputs, of_sum, values, operator.vjp(case.inputs, tuple(map(np.copy, of_sum))))
+        yield Shaped(
+            shape_of("of a sum"), inputs, of_sum, values, operator.vjp(case.inputs, tuple(map(np.copy, of_sum)))
+        )
         return
     shape = np.broadcast_shapes(*(x.shape for x in case.inputs))
     flat = tuple(np.resize(np.broadcast_to(x, shape), 24) for x in case.inputs)
@@ -206,28 +181,33 @@ def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
     def each(function: Callable[[np.ndarray], np.ndarray]) -> Iterator[Arrays]:
         return (tuple(map(function, arrays)) for arrays in (flat, cotangents, outputs, gradients))
 
-    yield Shaped("scalar", *each(lambda x: np.asarray(x[0])))
-    yield Shaped("empty", *each(lambda x: x[:0].reshape(2, 0)))
-    yield Shaped("strided", *each(strided))
-    yield Shaped("transposed", *each(lambda x: x.reshape(4, 6).T))
-    yield Shaped("repeated", *each(lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), (5,), (0,))))
+    yield Shaped(shape_of("scalar"), *each(lambda x: np.asarray(x[0])))
+    yield Shaped(shape_of("empty"), *each(lambda x: x[:0].reshape(2, 0)))
+    yield Shaped(shape_of("strided"), *each(strided))
+    yield Shaped(shape_of("transposed"), *each(lambda x: x.reshape(4, 6).T))
+    yield Shaped(shape_of("repeated"), *each(lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), (5,), (0,))))
     for position in range(len(flat) if len(flat) > 1 else 0):
         # One argument is a column, and the others are rows: in the table of results each is repeated.
         rows = tuple(x[:4].reshape(4, 1) if i == position else x[:6].reshape(1, 6) for i, x in enumerate(flat))
-        yield tabled(case, operator, f"broadcast along argument {position}", rows)
+        yield tabled(case, operator, shape_of("as a column", case.of(position)), rows)
         # One is a row, and the others are tables of as many columns.
         rows = tuple(x[:6] if i == position else x.reshape(4, 6) for i, x in enumerate(flat))
-        yield tabled(case, operator, f"argument {position} without an axis", rows)
+        yield tabled(case, operator, shape_of("without an axis", case.of(position)), rows)
 
 
-def tabled(case: Case, operator: Function, name: str, inputs: Arrays) -> Shaped:
+def shape_of(special: str, of: str = "") -> Place:
+    """The place of inputs, or of one of them, in a shape."""
+    return Place("", "", special=special, of=of)
+
+
+def tabled(case: Case, operator: Function, place: Place, inputs: Arrays) -> Shaped:
     """Inputs that are repeated in a table of 4 rows and 6 columns, and what comes of the tables."""
     table = tuple(np.broadcast_to(x, (4, 6)).copy() for x in inputs)
     values = operator.value(table)
     of_sum = tuple(ones(y) for y in values if is_inexact(y))
     slopes = operator.vjp(table, tuple(map(np.copy, of_sum)))
     summed = tuple(sum_to_shape(g, inputs[i].shape) for i, g in zip(case.arguments, slopes, strict=True))
-    return Shaped(name, inputs, of_sum, values, summed)
+    return Shaped(place, inputs, of_sum, values, summed)
 
 
 def ones(y: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The checks, each a function of a `Case` to a `CheckResult`."""
