@@ -157,6 +157,12 @@ class Case:
 
         return self._sizes.get((quantity.name, digest(quantity.groups)), size)
 
+    def is_near(self, got: np.ndarray, expected: np.ndarray, precision: str) -> bool:
+        """Whether two results are within the tolerance of half of what their size is at least, by the results alone."""
+        size = np.abs(wide(expected))
+        size = size if self.elementwise else np.maximum(size, JOINT * greatest(size))
+        return not Pair(got, expected, size / 2).beyond(precision).any()
+
     def _size(self, quantity: Quantity, operator: Function) -> Arrays:
         random = self.random()
         still = tuple(map(wide, quantity.of(operator)))
@@ -181,8 +187,7 @@ class Case:
             ]
         if self.elementwise:
             return tuple(np.maximum(size, FLOOR * typical(size)) for size in sizes)
-        largest_of = [float(size[np.isfinite(size)].max(initial=0.0)) for size in sizes]
-        return tuple(np.maximum(size, JOINT * most) for size, most in zip(sizes, largest_of, strict=True))
+        return tuple(np.maximum(size, JOINT * greatest(size)) for size in sizes)
 
     def true(self, quantity: Quantity, operator: Recorded) -> Truth | None:
         """What a quantity of a side should be by its own values, or by its own vjp for second derivatives."""
@@ -313,10 +318,12 @@ class Case:
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
         """Where the sides differ: the array's number, and the worst difference over the precisions."""
         for k, pairs in self.pairs_of_sides(quantity).items():
+            if climb(pairs) is None:
+                continue
             own = [self.own(quantity, side, k) for _, side in self.sides]
             mismatch = climb(pairs, max(own), min(own))
-            if mismatch is not None:
-                yield k, mismatch
+            assert mismatch is not None
+            yield k, mismatch
 
     def shared(self, quantity: Quantity, k: int) -> float:
         """By how many both sides are; none where one refuses, or has another shape."""
@@ -352,19 +359,18 @@ class Case:
         results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
         for k, (size, value, error) in enumerate(self.with_sizes(quantity, known)):
             reliable = is_reliable(value, error, size, results["float64"][k])
-            mismatch = climb(
-                {
-                    precision: Pair(
-                        np.where(reliable, wide(result[k]), value), value, size, np.where(reliable, allowed(error), 0)
-                    )
-                    for precision, result in results.items()
-                    if result[k].shape == value.shape
-                },
-                self.own(quantity, operator, k) if results["float64"][k].shape == value.shape else 0.0,
-                self.shared(quantity, k),
-            )
-            if mismatch is not None:
-                yield k, mismatch
+            pairs = {
+                precision: Pair(
+                    np.where(reliable, wide(result[k]), value), value, size, np.where(reliable, allowed(error), 0)
+                )
+                for precision, result in results.items()
+                if result[k].shape == value.shape
+            }
+            if climb(pairs) is None:
+                continue
+            mismatch = climb(pairs, self.own(quantity, operator, k), self.shared(quantity, k))
+            assert mismatch is not None
+            yield k, mismatch
 
 
 def is_reliable(value: np.ndarray, error: np.ndarray, size: np.ndarray, got: np.ndarray) -> np.ndarray:
@@ -372,6 +378,11 @@ def is_reliable(value: np.ndarray, error: np.ndarray, size: np.ndarray, got: np.
     both = np.abs(np.concatenate([value.ravel(), wide(got).ravel()]))
     most = both[np.isfinite(both)].max(initial=0.0)
     return np.asarray((error <= RELIABLE * np.minimum(size, most)) & np.isfinite(value))
+
+
+def greatest(size: np.ndarray) -> float:
+    """The largest that is finite."""
+    return float(size[np.isfinite(size)].max(initial=0.0))
 
 
 def typical(size: np.ndarray) -> float:

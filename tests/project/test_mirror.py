@@ -39,7 +39,7 @@ ONLY_IN = {
     ("torchp3", "SETTINGS"): "JAX has its settings in one place, jax.config",
     ("jaxp3", "ArrayFunction.quick"): "jax.jit takes milliseconds, and torch.compile seconds",
     ("jaxp3", "ArrayFunction.is_quick"): "says whether value calls a program that is kept",
-    ("jaxp3", "AS_WRITTEN"): "has XLA round half precision as each operation does alone",
+    ("jaxp3", "QUICKLY"): "has XLA compile in little time, and round half precision as each operation does alone",
     ("jaxp3", "PROGRAMS"): "how many such programs are kept",
     ("jaxp3", "program"): "keeps them",
     ("jaxp3", "is_hashable"): "says which can be kept",

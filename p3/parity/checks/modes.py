@@ -140,6 +140,8 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
                 expected = np.stack([one[k] for one in one_by_one])
                 mismatch = None
                 if result.shape == expected.shape:
+                    if all(case.is_near(got, one[k], "float64") for got, one in zip(result, one_by_one, strict=True)):
+                        continue
                     sizes = np.stack([case.size(Quantity(name, (inputs, *groups)))[k] for inputs in batch])
                     mismatch = climb({"float64": Pair(result, expected, sizes)})
                 if result.shape != expected.shape or mismatch is not None:

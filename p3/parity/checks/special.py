@@ -198,6 +198,8 @@ def compared(
     true = closed(case, special, precision) if name == "value" else None
     if true is not None and [y.shape for y in true] != [y.shape for y in results["reference"]]:
         true = None
+    if true is None and all(case.is_near(a, b, precision) for b, a in zip(*results.values(), strict=True)):
+        return
     chosen: np.ndarray | np.bool = np.True_
     if case.elementwise and special.position is not None:
         chosen = np.isin(special.inputs[special.position], [0.0, *case.points])
