@@ -1,6 +1,7 @@
 """What the project's HTML pages have in common: one file each, with its style and its pictures in it."""
 
 import io
+import re
 
 from jinja2 import Environment
 from matplotlib.figure import Figure
@@ -35,8 +36,11 @@ def render(title: str, body: str, **values: object) -> str:
 
 
 def as_svg(figure: Figure) -> str:
-    """The picture, to be put into a page."""
+    """The picture, to be put into a page; the same one each time."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     _, begin, rest = text.getvalue().partition("<svg")
+    random = dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', rest))  # Matplotlib's names of markers and paths
+    for number, name in enumerate(random):
+        rest = rest.replace(name, f"part{number}")
     return begin + rest

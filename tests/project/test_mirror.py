@@ -26,12 +26,6 @@ ONLY_IN = {
     ("torchp3", "tangent_of"): "jax.jvp gives zeros where nothing depends on an argument; unpack_dual gives None",
     ("jaxp3", "custom_functions"): "found in a jaxpr; PyTorch's are found in autograd's graph, by the operator",
     ("torchp3", "graph_of"): "autograd's graph is of objects, and a jaxpr of equations that hold other jaxprs",
-    ("jaxp3", "all_devices"): "one process has several; in PyTorch each has a process, or in data_parallel.py a thread",
-    (
-        "jaxp3",
-        "on_each_device",
-    ): "jax.shard_map is a transform; DistributedDataParallel wraps a module, of which is more",
-    ("jaxp3", "sharded"): "jax.jit divides arrays among devices by itself; PyTorch has other functions for that",
     ("torchp3", "ArrayFunction.functional"): "PyTorch differentiates by torch.func or by autograd; JAX has one way",
     ("torchp3", "functional_vjp_of"): "PyTorch differentiates by autograd or by torch.func; JAX has one way",
     ("torchp3", "functional_jvp_of"): "PyTorch differentiates by dual numbers or by torch.func; JAX has one way",
@@ -96,7 +90,8 @@ ONLY_IN = {
 # Files that only one package has, with the reason.
 FILES_ONLY_IN = {
     ("torchp3", "fitting/program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not",
-    ("torchp3", "data_parallel"): "DistributedDataParallel takes a module and ranks; jax.shard_map takes a function",
+    ("torchp3", "data_parallel"): "DistributedDataParallel takes a module, and each rank has a thread here",
+    ("jaxp3", "sharding"): "jax.shard_map is a transform of a function, and one process has several devices",
 }
 # What both have with different parameters, types or decorators, with the reason.
 DIFFERS = {
