@@ -77,6 +77,12 @@ STEP_GRADIENT = Tolerance(
     "as for GRADIENT, and where the residual nearly cancels its own rounding is that of those numbers",
 )
 
+STEP_DATA = Tolerance(
+    0,
+    "the absolute value",
+    "both frameworks get the same numbers, and nothing is computed from them",
+)
+
 LEARNING_RATE = Tolerance(
     4,
     "the largest learning rate of the run, and in float64 a quarter of it more for each step before",

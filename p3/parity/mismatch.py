@@ -7,7 +7,7 @@ import numpy as np
 
 from p3.parity.difference import Kind
 from p3.parity.function import epsilon, smallest_normal, wide
-from p3.tolerance import HALF_PARITY, LADDER, PARITY
+from p3.tolerance import HALF_PARITY, LADDER, PARITY, Tolerance
 
 
 class Mismatch(NamedTuple):
@@ -20,7 +20,8 @@ class Mismatch(NamedTuple):
     precision : in which it was found
     element : the index of the worst element
     got, expected : both values there
-    epsilons : their difference in epsilons of the size that `PARITY` names; infinite where one is NaN, or infinite
+    epsilons : their difference in epsilons of the size that the tolerance names; infinite where one is NaN, or infinite
+    tolerance : how many epsilons are no difference
     beyond : how many elements are beyond the tolerance
     ladder : the largest difference of the arrays in each precision, in its epsilons
     """
@@ -31,6 +32,7 @@ class Mismatch(NamedTuple):
     got: complex | float
     expected: complex | float
     epsilons: float
+    tolerance: float
     beyond: int
     ladder: Mapping[str, float]
 
@@ -41,14 +43,21 @@ class Pair(NamedTuple):
 
     Attributes
     ----------
-    size : that `PARITY` names, for each element
+    size : that the tolerance names, for each element
     allowance : how far `expected` may itself be off
+    tolerance : how many epsilons of which size are no difference; in half precision `PARITY` stands for `HALF_PARITY`
     """
 
     got: np.ndarray
     expected: np.ndarray
     size: np.ndarray
     allowance: np.ndarray | float = 0.0
+    tolerance: Tolerance = PARITY
+
+    def limit(self, precision: str) -> float:
+        """How many epsilons of the size are no difference."""
+        is_half = precision not in ("float32", "float64")
+        return (HALF_PARITY if is_half and self.tolerance is PARITY else self.tolerance).epsilons
 
     def epsilons(self, precision: str) -> np.ndarray:
         """The difference of each element, in epsilons of the size."""
@@ -56,14 +65,19 @@ class Pair(NamedTuple):
 
     def beyond(self, precision: str) -> np.ndarray:
         """Where it is more than the tolerance and the allowance."""
-        unit = epsilon(precision) * np.maximum(np.where(np.isfinite(self.size), self.size, 0), 1e-300)
         with np.errstate(over="ignore"):
-            return np.asarray(self.epsilons(precision) > tolerance(precision) + self.allowance / unit)
+            allowed = self.limit(precision) + self.allowance / unit_of(self.size, precision)
+        return np.asarray(self.epsilons(precision) > allowed)
 
 
-def tolerance(precision: str) -> float:
-    """How many epsilons of the size are no difference."""
-    return PARITY.epsilons if precision in ("float32", "float64") else HALF_PARITY.epsilons
+def unit_of(size: np.ndarray, precision: str) -> np.ndarray:
+    """
+    An epsilon of each size.
+
+    It is never less than the smallest normal number, since some hardware takes what is smaller for 0. A size that is
+    not finite counts as 0, since an infinite result must not excuse a finite one.
+    """
+    return np.asarray(np.maximum(epsilon(precision) * np.where(np.isfinite(size), size, 0), smallest_normal(precision)))
 
 
 def in_epsilons(got: np.ndarray, expected: np.ndarray, size: np.ndarray, precision: str) -> np.ndarray:
@@ -71,17 +85,13 @@ def in_epsilons(got: np.ndarray, expected: np.ndarray, size: np.ndarray, precisi
     |got − expected| in epsilons of a size, element by element.
 
     Two NaNs, or two equal infinities, are no difference; a NaN or an infinity on one side alone is an infinite one.
-    Below the smallest normal number there are no epsilons, and hardware that takes what lies there for 0.
     """
-    smallest = smallest_normal(precision)
     a, b = wide(got), wide(expected)
     if a.dtype.kind == "c" or b.dtype.kind == "c":  # part by part, since a complex infinity is one in one part
         parts = (in_epsilons(part(a), part(b), size, precision) for part in (np.real, np.imag))
         return np.where(np.isnan(a) & np.isnan(b), 0.0, np.maximum(*parts))
     with np.errstate(all="ignore"):
-        difference = np.abs(a - b)
-        unit = np.maximum(epsilon(precision) * np.where(np.isfinite(size), size, 0), smallest)
-        result = difference / unit
+        result = np.abs(a - b) / unit_of(size, precision)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     one_sided = ~same & ~(np.isfinite(a) & np.isfinite(b))
     return np.where(same, 0.0, np.where(one_sided, np.inf, result))
@@ -95,7 +105,7 @@ def largest(epsilons: np.ndarray) -> float:
 
 def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> Mismatch | None:
     """
-    The precision ladder: the worst difference over the precisions that the pairs are in, or None within `PARITY`.
+    The precision ladder: the worst difference over the precisions that the pairs are in, or None within the tolerance.
 
     A difference beyond the tolerance is rounding if in epsilons it is no more than `LADDER` times what it is in another
     precision. With one precision alone nothing tells, and it counts as semantic.
@@ -114,7 +124,8 @@ def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> M
             continue
         others = [other for name, other in ladder.items() if name != precision]
         others += [shared] if others and precision == "float32" else []
-        bound = LADDER.epsilons * max(PARITY.epsilons, *others) if others else tolerance(precision)
+        limit = pair.limit(precision)
+        bound = LADDER.epsilons * max(limit, *others) if others else limit
         epsilons = np.where(beyond, pair.epsilons(precision), -1.0)
         index = np.unravel_index(int(np.argmax(epsilons)), epsilons.shape)
         found = Mismatch(
@@ -124,6 +135,7 @@ def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> M
             got=wide(pair.got)[index].item(),
             expected=wide(pair.expected)[index].item(),
             epsilons=float(epsilons[index]),
+            tolerance=limit,
             beyond=int(beyond.sum()),
             ladder=ladder,
         )

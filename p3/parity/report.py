@@ -13,7 +13,6 @@ from rich.text import Text
 
 from p3.parity.case import Case
 from p3.parity.difference import Difference
-from p3.parity.mismatch import tolerance
 from p3.parity.result import CheckResult, Finding
 
 COLOURS = {"passed": "green", "failed": "bold red", "refused": "yellow", "not applicable": "dim"}
@@ -158,7 +157,7 @@ def difference_of(check: str, finding: Finding) -> Difference:
         epsilons=None if m is None else m.epsilons,
         explanation=finding.explanation,
         against=finding.against,
-        tolerance=None if m is None else tolerance(m.precision),
+        tolerance=None if m is None else m.tolerance,
     )
 
 
