@@ -86,15 +86,23 @@ STEP_DATA = Tolerance(
 LEARNING_RATE = Tolerance(
     4,
     "the largest learning rate of the run, and in float64 a quarter of it more for each step before",
-    "PyTorch goes from one rate to the next in float64, with a rounding or two each time, and optax has a formula; "
-    "then both are rounded. Measured: at most 1 of the first step's, and 0.3 a step after that",
+    "PyTorch computes each rate from the one before in float64, with one or two roundings a step, and optax evaluates "
+    "a formula; then both are rounded. Measured: at most 1 of the first step's, and 0.3 a step after that",
 )
 
 UPDATE = Tolerance(
     32,
-    "the coefficient, the largest update of it so far, and what parts float32's from float64's in float32's epsilons",
-    "the update is a difference of coefficients, exact to their rounding; what the optimizer makes of rounding is as "
-    "many epsilons in one dtype as in the other, give or take luck",
+    "|coefficient|, and the largest of the updates so far, each with the difference of the float32 and the float64 "
+    "update in float32's epsilons",
+    "the update is a difference of coefficients, exact to their rounding; an optimizer amplifies rounding by about the "
+    "same number of epsilons in either dtype",
+)
+
+STEP_COEFFICIENT = Tolerance(
+    1,
+    "|coefficient before the step| + |update|",
+    "the recorded update is the difference of the coefficients after and before the step, rounded once, and adding it "
+    "rounds once more, each time by at most half an epsilon; a coefficient at the start is not rounded again",
 )
 
 PARITY = Tolerance(

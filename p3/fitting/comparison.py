@@ -12,10 +12,12 @@ from rich.table import Table
 from p3.backends import BACKENDS
 from p3.errors import InputError
 from p3.fitting.data import make_points
-from p3.fitting.divergence import Divergence, first_divergence
+from p3.fitting.divergence import first_divergence
 from p3.fitting.exact import BestFit, best_fit
 from p3.fitting.result import FitResult
 from p3.fitting.section import first_difference
+from p3.parity.difference import Difference
+from p3.parity.mismatch import Pair
 from p3.tolerance import COEFFICIENTS, ROOT_LOSS
 
 
@@ -47,7 +49,7 @@ class Comparison:
     @property
     def within_tolerance(self) -> bool:
         """Whether losses and coefficients are."""
-        return self.first_apart is None and self.coefficient_difference <= COEFFICIENTS.epsilons
+        return self.first_apart is None and not self._fitted.beyond(self.dtype).any()
 
     @property
     def is_traced(self) -> bool:
@@ -55,14 +57,14 @@ class Comparison:
         return bool(self.a.traces and self.b.traces and self.a.spec.dtype == self.b.spec.dtype)
 
     @cached_property
-    def first_divergence(self) -> Divergence | None:
-        """The first step, and what in it, that parts them by more than rounding; None where nothing is known to."""
+    def first_divergence(self) -> Difference | None:
+        """The first step, and the first quantity in it, that differs by more than rounding; None if none is known."""
         return None if self.within_tolerance or not self.is_traced else first_divergence(self.a, self.b)
 
     @property
     def first_apart(self) -> int | None:
         """The first step, counted from 0, before which √loss is further apart than the tolerance; None if none is."""
-        beyond = ~(self.root_loss_differences <= ROOT_LOSS.epsilons)  # so that NaN is beyond every tolerance
+        beyond = self._root_losses.beyond(self.dtype)
         return int(np.argmax(beyond)) if beyond.any() else None
 
     @property
@@ -73,23 +75,28 @@ class Comparison:
     @cached_property
     def root_loss_differences(self) -> Float64[np.ndarray, "steps"]:
         """|√loss of a − √loss of b| before each update, in epsilons of the size that `ROOT_LOSS` names."""
-        a, b = np.sqrt(self.a.losses), np.sqrt(self.b.losses)
-        return self._epsilons(np.abs(a - b), max(np.linalg.norm(self._y), a.max(), b.max()))
+        return self._root_losses.epsilons(self.dtype)
 
     @cached_property
     def coefficient_difference(self) -> float:
         """The largest difference of a coefficient, in epsilons of the size that `COEFFICIENTS` names."""
+        return float(self._fitted.epsilons(self.dtype).max())
+
+    @cached_property
+    def _root_losses(self) -> Pair:
+        a, b = np.sqrt(self.a.losses), np.sqrt(self.b.losses)
+        size = max(np.linalg.norm(self._y), a.max(), b.max())
+        return Pair(a, b, np.asarray(size), tolerance=ROOT_LOSS)
+
+    @cached_property
+    def _fitted(self) -> Pair:
         a, b = (np.array(list(result.coefficients.values())) for result in (self.a, self.b))
-        return float(self._epsilons(np.abs(a - b), max(np.abs([a, b]).max(), np.abs(self._y).max())).max())
+        size = max(np.abs([a, b]).max(), np.abs(self._y).max())
+        return Pair(a, b, np.asarray(size), tolerance=COEFFICIENTS)
 
     @cached_property
     def _y(self) -> Float64[np.ndarray, "points"]:
         return make_points(self.a.spec).y.astype(np.float64)
-
-    def _epsilons(self, difference: Float64[np.ndarray, "..."], size: float) -> Float64[np.ndarray, "..."]:
-        """A difference in epsilons of a size; where all of it is zero there is no difference either."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(difference / (np.finfo(self.dtype).eps * (size or 1.0)))
 
     @cached_property
     def best(self) -> BestFit:
@@ -161,7 +168,7 @@ class Comparison:
 
 def compare(a: FitResult, b: FitResult) -> Comparison:
     """
-    Hold two results of one problem against each other.
+    Compare two results of one problem.
 
     Raises
     ------

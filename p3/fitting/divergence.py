@@ -1,136 +1,121 @@
 """
-Where two runs of one specification part by more than rounding, and why.
+The first step where two runs of one specification differ by more than rounding, and the quantity that differs.
 
-Each run is held, step by step, against what should come of its own numbers: the loss and the gradients against the
-chain rule by hand at its own coefficients, its updates against what the other framework's optimizer makes of its own
-gradients. So what a step does wrong shows in that step, however far rounding has carried the runs apart by then.
+Each run is checked, step by step, against what its own numbers imply: the loss and the gradients against the chain rule
+by hand at its own coefficients, its updates against the other framework's optimizer at its own gradients. A bug
+therefore shows in its first step, however far accumulated rounding has driven the runs apart by then.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64
 
 from p3.backends import BACKENDS, load
 from p3.fitting.data import Points, make_points
 from p3.fitting.exact import chain
 from p3.fitting.result import FitResult
 from p3.fitting.training import batches
-from p3.tolerance import LEARNING_RATE, STEP_GRADIENT, STEP_LOSS, UPDATE
+from p3.parity.difference import Difference, Kind
+from p3.parity.mismatch import Pair, climb, explain
+from p3.tolerance import LEARNING_RATE, STEP_COEFFICIENT, STEP_DATA, STEP_GRADIENT, STEP_LOSS, UPDATE
 
-Quantity = Literal["data", "prediction", "loss", "gradient", "learning rate", "update", "coefficient"]
-Kind = Literal["semantic", "rounding", "not reproduced"]
-ORDER: tuple[Quantity, ...] = ("data", "prediction", "loss", "gradient", "learning rate", "update", "coefficient")
-BLOCK = 2**20  # points of all steps that are looked at together
+ORDER = ("data", "prediction", "loss", "gradient", "learning rate", "update", "coefficient")  # in which a step computes
+BLOCK = 2**20  # points of all steps that are computed together
 
 
-class Divergence(NamedTuple):
+class Measured(NamedTuple):
     """
-    The first thing that differs by more than rounding.
+    A quantity of a run, and what it should be.
 
     Attributes
     ----------
-    step : counted from 0
-    quantity : the first in the order in which a step computes them
-    part : the coefficient whose gradient or update it is, or ""
-    side : whose it is, of two that differ alike the first
-    got, expected : its value, and what it should be by `against`
-    against : for people
-    epsilons : how far they are apart, in epsilons of the dtype and of the size that the tolerance names
-    tolerance : how many are allowed
-    kind : "semantic" if it is there in float64 too, "rounding" if not, and "not reproduced" if it is too large for that
+    quantity : one of `ORDER`
+    paths : what each column is of: a coefficient, or an element of the data or of the prediction; "" of a single number
+    against : what the expected values are by, for people
+    pair : arrays with a row a step and a column a path; with one row where the quantity is measured at one step only
     """
 
+    quantity: str
+    paths: tuple[str, ...]
+    against: str
+    pair: Pair
+
+    def at(self, step: int) -> Pair:
+        """The row of a step."""
+        pair = self.pair
+        row = step if len(pair.got) > 1 else 0
+        return pair._replace(got=pair.got[row], expected=pair.expected[row], size=pair.size[row])
+
+
+class Found(NamedTuple):
+    """A quantity that differs by more than rounding, the first step where it does, and of which of two runs it is."""
+
     step: int
-    quantity: Quantity
-    part: str
-    side: str
-    got: float
-    expected: float
-    against: str
-    epsilons: float
-    tolerance: float
-    kind: Kind
-
-    def __str__(self) -> str:
-        """One sentence."""
-        what = f"{self.quantity} of {self.part}" if self.part else self.quantity
-        return (
-            f"{self.kind}: at step {self.step} {self.side}'s {what} is {self.got:.17g}, and by {self.against} "
-            f"{self.expected:.17g}: {self.epsilons:.3g} epsilons apart, where rounding explains {self.tolerance:g}"
-        )
+    run: int
+    measured: Measured
 
 
-class Held(NamedTuple):
-    """One quantity of a run at every step, and what it is held against; each with a column a part."""
-
-    quantity: Quantity
-    parts: tuple[str, ...]
-    side: str
-    against: str
-    got: Float64[np.ndarray, "steps parts"]
-    expected: Float64[np.ndarray, "steps parts"]
-    size: Float64[np.ndarray, "steps parts"]
-    tolerance: float
-
-    def epsilons(self, dtype: str) -> Float64[np.ndarray, "steps parts"]:
-        """How far they are apart; infinite where one is not finite."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            apart = np.abs(self.got - self.expected) / (np.finfo(dtype).eps * self.size)
-        equal = (self.got == self.expected) | (self.size == np.inf)
-        return np.where(equal, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
-
-    def beyond(self, dtype: str) -> Bool[np.ndarray, "steps"]:
-        """The steps at which that is more than rounding explains."""
-        return np.asarray((self.epsilons(dtype) > self.tolerance).any(axis=1))
-
-
-def first_divergence(a: FitResult, b: FitResult) -> Divergence | None:
+def first_divergence(a: FitResult, b: FitResult) -> Difference | None:
     """
     The first step, and the first quantity in it, that differs by more than rounding; None where none does.
 
-    Both results need traces, and both frameworks must be there.
+    Both results need traces, and both frameworks must be installed.
     """
     found = find(a, b)
-    if found is None or a.spec.dtype == "float64":
-        return found
-    again = find(*(load(side.backend).fit(side.spec.replace({"dtype": "float64"})) for side in (a, b)))
-    if again is not None and again.quantity == found.quantity:
-        return found
-    return found._replace(kind="rounding" if found.epsilons <= 16 * found.tolerance else "not reproduced")
-
-
-def find(a: FitResult, b: FitResult) -> Divergence | None:
-    """The same, taken for semantic."""
-    dtype = a.spec.dtype
-    first: tuple[int, int, Held] | None = None
-    for held in all_held(a, b):
-        beyond = held.beyond(dtype)
-        if beyond.any():
-            place = int(np.argmax(beyond)), ORDER.index(held.quantity)
-            if first is None or place < first[:2]:
-                first = *place, held
-    if first is None:
+    if found is None:
         return None
-    step, _, held = first
-    if held.quantity in ("loss", "gradient"):
-        result = next(side for side in (a, b) if title(side) == held.side)
-        held = next((closer for closer in observed(result, step) if closer.beyond(dtype).any()), held)
-    row = step if len(held.got) > 1 else 0
-    part = int(np.argmax(held.epsilons(dtype)[row]))
-    return Divergence(
-        step=step,
-        quantity=held.quantity,
-        part=held.parts[part],
-        side=held.side,
-        got=float(held.got[row, part]),
-        expected=float(held.expected[row, part]),
-        against=held.against,
-        epsilons=float(held.epsilons(dtype)[row, part]),
-        tolerance=held.tolerance,
-        kind="semantic",
+    result, measured, row = (a, b)[found.run], found.measured, found.measured.at(found.step)
+    dtype = result.spec.dtype
+    worst = climb({dtype: row})
+    assert worst is not None
+    return Difference(
+        side=title(result),
+        check="training",
+        mode="compiled" if result.compiled else "eager",
+        quantity=measured.quantity,
+        path=measured.paths[worst.element[0]],
+        kind=worst.kind if dtype == "float64" else kind_in_float64(a, b, found),
+        got=worst.got,
+        expected=worst.expected,
+        epsilons=worst.epsilons,
+        explanation=explain(row.got, row.expected, {}),
+        against=measured.against,
+        tolerance=worst.tolerance,
+        step=found.step,
     )
+
+
+def kind_in_float64(a: FitResult, b: FitResult, found: Found) -> Kind:
+    """What a difference of float32 is by the precision ladder, from the same quantity of the same runs in float64."""
+    again = [load(side.backend).fit(side.spec.replace({"dtype": "float64"})) for side in (a, b)]
+    result, other = again[found.run], again[1 - found.run]
+    measured = (*measure(result, other), *observe(result, found.step))
+    double = next(each.pair for each in measured if each[:-1] == found.measured[:-1])  # the same but for the numbers
+    mismatch = climb({"float32": found.measured.at(found.step), "float64": double})
+    assert mismatch is not None
+    if mismatch.kind == "semantic" and not double.beyond("float64").any():
+        return "not reproduced"
+    return mismatch.kind
+
+
+def find(a: FitResult, b: FitResult) -> Found | None:
+    """The first step, and the first quantity in it, beyond the tolerance; of the first run if it is so in both."""
+    dtype = a.spec.dtype
+    differing = [
+        Found(int(np.argmax(beyond)), run, measured)
+        for run, (result, other) in enumerate(((a, b), (b, a)))
+        for measured in measure(result, other)
+        if (beyond := measured.pair.beyond(dtype).any(axis=1)).any()
+    ]
+    if not differing:
+        return None
+    first = min(differing, key=lambda found: (found.step, ORDER.index(found.measured.quantity)))
+    if first.measured.quantity in ("loss", "gradient"):
+        for closer in observe((a, b)[first.run], first.step):
+            if closer.pair.beyond(dtype).any():
+                return first._replace(measured=closer)
+    return first
 
 
 def title(result: FitResult) -> str:
@@ -138,17 +123,16 @@ def title(result: FitResult) -> str:
     return BACKENDS[result.backend].title
 
 
-def all_held(a: FitResult, b: FitResult) -> Iterator[Held]:
-    """Everything that is held against something."""
-    for result, other in ((a, b), (b, a)):
-        yield from losses_and_gradients(result)
-        yield learning_rates(result, other)
-        yield updates(result, other)
-        yield coefficients(result)
-        yield start(result)
+def measure(result: FitResult, other: FitResult) -> Iterator[Measured]:
+    """Everything that is recorded of a run, at every step."""
+    yield from losses_and_gradients(result)
+    yield learning_rates(result, other)
+    yield updates(result, other)
+    yield coefficients(result)
+    yield start(result)
 
 
-def losses_and_gradients(result: FitResult) -> Iterator[Held]:
+def losses_and_gradients(result: FitResult) -> Iterator[Measured]:
     """√loss and the gradients, against the chain rule by hand at the run's own coefficients."""
     spec, points = result.spec, make_points(result.spec)
     length = max(1, BLOCK // (spec.batch_size or len(points.x)))
@@ -167,65 +151,60 @@ def losses_and_gradients(result: FitResult) -> Iterator[Held]:
     by = "the chain rule by hand"
     root = np.sqrt(result.losses)[:, None]
     expected, size = (np.concatenate(parts).astype(np.float64)[:, None] for parts in (losses, residuals))
-    yield Held("loss", ("",), title(result), f"{by}, √ of both,", root, expected, size, STEP_LOSS.epsilons)
-    yield Held(
-        "gradient",
-        tuple("abcd"),
-        title(result),
-        by,
-        result.traces["gradients"],
-        np.concatenate(gradients).astype(np.float64),
-        np.concatenate(sizes).astype(np.float64),
-        STEP_GRADIENT.epsilons,
-    )
+    yield Measured("loss", ("",), f"{by}, √ of both,", Pair(root, expected, size, tolerance=STEP_LOSS))
+    expected, size = (np.concatenate(parts).astype(np.float64) for parts in (gradients, sizes))
+    got = result.traces["gradients"]
+    yield Measured("gradient", tuple("abcd"), by, Pair(got, expected, size, tolerance=STEP_GRADIENT))
 
 
-def learning_rates(result: FitResult, other: FitResult) -> Held:
+def learning_rates(result: FitResult, other: FitResult) -> Measured:
     """The learning rate, against the other framework's."""
     got, expected = (side.traces["learning_rate"][:, None] for side in (result, other))
     steps = np.arange(len(got))[:, None] * (np.finfo("float64").eps / np.finfo(result.spec.dtype).eps)
     size = max(got.max(), expected.max()) * (1 + steps / 4)
-    return Held("learning rate", ("",), title(result), title(other), got, expected, size, LEARNING_RATE.epsilons)
+    return Measured("learning rate", ("",), title(other), Pair(got, expected, size, tolerance=LEARNING_RATE))
 
 
-def updates(result: FitResult, other: FitResult) -> Held:
-    """The updates, against what the other framework's optimizer makes of the same gradients."""
+def updates(result: FitResult, other: FitResult) -> Measured:
+    """The updates, against those of the other framework's optimizer at the same gradients."""
     traces, spec = result.traces, result.spec
     coarse, fine = (
         np.stack([load(side.backend).replay(spec.replace({"dtype": dtype}), traces) for side in (result, other)])
         for dtype in ("float32", "float64")
     )
-    expected = (coarse if spec.dtype == "float32" else fine)[1]
-    # Of some rules rounding makes more than epsilons, as where 1 − beta2 is small: as many of them in both dtypes.
+    got, expected = traces["updates"], (coarse if spec.dtype == "float32" else fine)[1]
+    # Some rules amplify rounding, as where 1 − beta2 is small: by about as many epsilons in one dtype as in the other.
     with np.errstate(invalid="ignore"):
         conditioned = np.abs(expected) + np.abs(coarse - fine).max(axis=0) / np.finfo("float32").eps
-    size = np.abs(traces["coefficients"]) + np.fmax.accumulate(conditioned)
-    # A step that float32 cannot make, as by the variance of equal gradients, is one of which nothing is known.
-    size[np.isnan(conditioned)] = np.inf
-    by = f"{title(other)}'s optimizer of the same gradients"
-    return Held("update", tuple("abcd"), title(result), by, traces["updates"], expected, size, UPDATE.epsilons)
-
-
-def coefficients(result: FitResult) -> Held:
-    """The coefficients after each update, against those before it and the update."""
-    before, update = result.traces["coefficients"], result.traces["updates"]
-    after = np.vstack([before[1:], list(result.coefficients.values())])
-    by = "the one before and its update"
-    return Held(
-        "coefficient", tuple("abcd"), title(result), by, after, before + update, np.abs(before) + np.abs(update), 1
+    # Of a step that float32 cannot compute, as where the variance of equal gradients is negative, nothing is known.
+    known = np.isfinite(conditioned)
+    size = np.abs(traces["coefficients"]) + np.fmax.accumulate(np.where(known, conditioned, np.nan))
+    return Measured(
+        "update",
+        tuple("abcd"),
+        f"{title(other)}'s optimizer of the same gradients",
+        Pair(got, np.where(known, expected, got), size, tolerance=UPDATE),
     )
 
 
-def start(result: FitResult) -> Held:
+def coefficients(result: FitResult) -> Measured:
+    """The coefficients after each update, against those before it and the update."""
+    before, update = result.traces["coefficients"], result.traces["updates"]
+    after = np.vstack([before[1:], list(result.coefficients.values())])
+    pair = Pair(after, before + update, np.abs(before) + np.abs(update), tolerance=STEP_COEFFICIENT)
+    return Measured("coefficient", tuple("abcd"), "the one before and its update", pair)
+
+
+def start(result: FitResult) -> Measured:
     """The coefficients before the first step, against the specification's."""
     before = result.traces["coefficients"][:1]
     expected = np.array([list(result.spec.start.model_dump().values())], result.spec.dtype).astype(np.float64)
-    by = "the specification's start"
-    return Held("coefficient", tuple("abcd"), title(result), by, before, expected, np.abs(expected), 1)
+    pair = Pair(before, expected, np.abs(expected), tolerance=STEP_COEFFICIENT)
+    return Measured("coefficient", tuple("abcd"), "the specification's start", pair)
 
 
-def observed(result: FitResult, step: int) -> Iterator[Held]:
-    """The data and the predictions of a step as the framework has them now, at the coefficients of the run."""
+def observe(result: FitResult, step: int) -> Iterator[Measured]:
+    """The data and the predictions of a step as the framework computes them now, at the coefficients of the run."""
     spec, points = result.spec, make_points(result.spec)
     at: Mapping[str, float] = dict(zip("abcd", result.traces["coefficients"][step].tolist(), strict=True))
     seen = load(result.backend).observe(spec, step, at)
@@ -234,16 +213,11 @@ def observed(result: FitResult, step: int) -> Iterator[Held]:
         points = Points(points.x[order], points.y[order])
     pairs = ((seen.x, points.x), (seen.y, points.y))
     got, expected = (np.concatenate(side).astype(np.float64)[None] for side in zip(*pairs, strict=True))
-    names = tuple(f"{name}[{i}]" for name in "xy" for i in range(len(points.x)))
-    yield Held("data", names, title(result), "the specification", got, expected, np.abs(expected), 0)
+    numbers = range(len(points.x))
+    names = tuple(f"{name}[{i}]" for name in "xy" for i in numbers)
+    pair = Pair(got, expected, np.abs(expected), tolerance=STEP_DATA)
+    yield Measured("data", names, "the specification", pair)
     by_hand = chain(at, points)
-    yield Held(
-        "prediction",
-        tuple(f"point {i}" for i in range(len(points.x))),
-        title(result),
-        "the model by hand",
-        seen.prediction[None],
-        by_hand.prediction.astype(np.float64)[None],
-        (by_hand.sizes["a"] / 2).astype(np.float64)[None],
-        STEP_GRADIENT.epsilons,
-    )
+    expected, size = (each.astype(np.float64)[None] for each in (by_hand.prediction, by_hand.sizes["a"] / 2))
+    pair = Pair(seen.prediction[None], expected, size, tolerance=STEP_GRADIENT)
+    yield Measured("prediction", tuple(f"prediction[{i}]" for i in numbers), "the model by hand", pair)

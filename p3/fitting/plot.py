@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from p3.backends import BACKENDS
 from p3.fitting.comparison import Comparison
 from p3.fitting.data import make_points
-from p3.fitting.divergence import all_held
+from p3.fitting.divergence import measure
 from p3.fitting.exact import P3, best_fit
 from p3.fitting.result import FitResult
 from p3.fitting.spec import FileData
 from p3.fitting.starts import StartsResult
+from p3.parity.mismatch import in_epsilons
 
 # Two colours that also differ in grey, and for the colour-blind (Okabe and Ito).
 COLOURS = {"torch": "#D55E00", "jax": "#0072B2"}
@@ -58,7 +59,7 @@ def draw_losses(axes: Axes, comparison: Comparison) -> None:
 def draw_differences(axes: Axes, comparison: Comparison) -> None:
     """The relative difference of the losses before each step, in the dtype's epsilons."""
     a, b = comparison.a.losses, comparison.b.losses
-    epsilons = np.abs(a - b) / (np.finfo(comparison.dtype).eps * np.maximum(a, b))
+    epsilons = in_epsilons(a, b, np.maximum(a, b), comparison.dtype)
     axes.semilogy(np.where(epsilons > 0, epsilons, np.nan), ".", markersize=2, color="0.3")
     equal = int((epsilons == 0).sum())
     axes.set(
@@ -114,9 +115,10 @@ def plot_rounding(comparison: Comparison) -> Figure:
     """Each quantity's distance from what it should be, as a part of what rounding explains."""
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     axes = figure.subplots()
-    for held in all_held(comparison.a, comparison.b):
-        part = held.epsilons(comparison.dtype).max(axis=1) / held.tolerance
-        axes.semilogy(np.where(part > 0, part, np.nan), ".", markersize=3, label=f"{held.quantity}, {held.side}")
+    for (title, result), (_, other) in (comparison.sides, comparison.sides[::-1]):
+        for quantity, _, _, pair in measure(result, other):
+            part = pair.epsilons(comparison.dtype).max(axis=1) / pair.tolerance.epsilons
+            axes.semilogy(np.where(part > 0, part, np.nan), ".", markersize=3, label=f"{quantity}, {title}")
     axes.axhline(1, color="0.3", linewidth=1, label="as much as rounding explains")
     axes.set(xlabel="step", title="difference, in parts of the tolerance (not drawn: steps with none)")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=4)

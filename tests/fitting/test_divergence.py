@@ -10,7 +10,7 @@ import torchp3
 import torchp3.fitting.model
 import torchp3.fitting.train
 from p3 import compare
-from p3.fitting.divergence import ORDER, find, first_divergence, observed
+from p3.fitting.divergence import ORDER, find, first_divergence, observe
 from p3.fitting.optimizers import Adamw
 from tests.support.problems import PROBLEMS
 
@@ -164,7 +164,7 @@ def one_twice(x):
     return np.append(x[:-1], x[-2])
 
 
-# The specification, the bug, the step and the quantity where it first shows, and the part.
+# The specification, the bug, the step and the quantity where it first shows, and the path.
 BUGS = {
     "nesterov left out": (MOMENTUM, with_optimizer(nesterov=False), 0, "update", None),
     "momentum 0.9001": (MOMENTUM, with_optimizer(momentum=0.9001), 0, "update", None),
@@ -211,16 +211,29 @@ BUGS = {
     ],
 )
 def test_a_bug_is_found_at_its_first_step_as_what_it_is(backend, bug, monkeypatch):
-    spec, plant, step, quantity, part = BUGS[bug]
+    spec, plant, step, quantity, path = BUGS[bug]
     plant(monkeypatch.setattr, TRAIN[backend], MODEL[backend])
     comparison = compare(torchp3.fit(spec), jaxp3.fit(spec))
     found = comparison.first_divergence
     assert not comparison.ok
     assert (found.step, found.quantity, found.kind) == (step, quantity, "semantic")
-    assert part in (None, found.part)
+    assert path in (None, found.path)
     if quantity not in ("learning rate", "update"):  # of which it is known only that they differ
         assert found.side == {"torch": "PyTorch", "jax": "JAX"}[backend]
+    assert (found.check, found.mode) == ("training", "eager")
+    assert found.epsilons > found.tolerance
+    assert found.explanation
     assert str(found) in comparison.verdict
+
+
+def test_the_paths_are_those_of_coefficients_and_of_elements():
+    result = torchp3.fit(SGD.replace({"steps": 3}))
+    data, prediction = observe(result, 0)
+    assert (data.paths[3], data.paths[-1], prediction.paths[3]) == (
+        "x[3]",
+        f"y[{SGD.data.points - 1}]",
+        "prediction[3]",
+    )
 
 
 def test_there_are_as_many_bugs_as_should_be_of_every_quantity():
@@ -324,11 +337,23 @@ def test_what_is_a_few_tolerances_off_in_float32_alone_is_rounding():
     assert (found.step, found.quantity, found.kind) == (0, "learning rate", "rounding")
 
 
+def test_what_is_as_many_epsilons_in_either_dtype_is_rounding(monkeypatch):
+    learning_rates = torchp3.fitting.train.learning_rates
+    monkeypatch.setattr(
+        torchp3.fitting.train,
+        "learning_rates",
+        lambda spec: learning_rates(spec) * (1 + 10 * np.finfo(spec.dtype).eps),
+    )
+    spec = SGD.replace({"dtype": "float32", "steps": 3})
+    found = first_divergence(torchp3.fit(spec), jaxp3.fit(spec))
+    assert (found.step, found.quantity, found.kind) == (0, "learning rate", "rounding")
+
+
 def test_data_must_be_the_same_to_the_last_bit():
     result = torchp3.fit(SGD.replace({"steps": 3}))
-    data = next(held for held in observed(result, 0) if held.quantity == "data")
+    data = next(measured.pair for measured in observe(result, 0) if measured.quantity == "data")
     assert not data.beyond("float64").any()
-    assert data._replace(got=np.nextafter(data.got, np.inf)).beyond("float64").any()
+    assert data._replace(got=np.nextafter(data.got, np.inf)).beyond("float64").all()
 
 
 def test_without_traces_it_says_what_to_do():
