@@ -1,4 +1,4 @@
-"""Every tolerance of the project, in epsilons of the dtype, with the size it is relative to and the reason."""
+"""Every tolerance and threshold of p3, torchp3 and jaxp3, with the size that it is relative to and the reason."""
 
 from typing import NamedTuple
 
@@ -23,6 +23,22 @@ class Tolerance(NamedTuple):
     def bound(self, dtype: str, size: float) -> float:
         """The largest difference allowed."""
         return self.epsilons * float(np.finfo(dtype).eps) * size
+
+
+class Threshold(NamedTuple):
+    """
+    A limit that does not depend on the dtype.
+
+    Attributes
+    ----------
+    value : as a fraction or a multiple of a size
+    of : that size, which the caller computes
+    reason : why this value
+    """
+
+    value: float
+    of: str
+    reason: str
 
 
 OPERATOR = Tolerance(
@@ -134,8 +150,144 @@ LADDER = Tolerance(
     "a wrong rule's difference stays the same number, which is 2²⁹ times as many epsilons in float64 as in float32",
 )
 
-TRUTH = Tolerance(
+TRUTH = Threshold(
     8,
-    "the estimated error of the finite differences, not an epsilon",
-    "the estimate is a difference of two extrapolations, and lucky where they agree by chance",
+    "the estimated error of the finite differences",
+    "the estimate is the difference of two extrapolations, and too small where they agree by chance",
+)
+
+RELIABLE = Threshold(
+    1e-5,
+    "the size that PARITY names, or the largest element of the result and of the truth, whichever is less; for the "
+    "complex step 1 + |derivative|",
+    "an element whose true value is less certain is not compared with it",
+)
+
+FLOOR = Threshold(
+    2.0**-6,
+    "the median of the elements' sizes",
+    "where all terms cancel, as at cos(0 + 1) − cos(1), the measured size is 0, and the terms were of the typical size",
+)
+
+JOINT = Threshold(
+    2.0**-3,
+    "the largest size in the array",
+    "if a function is not elementwise, elements are computed from one another, as those of a row in a softmax",
+)
+
+JUMP = Threshold(
+    2.0**-30,
+    "the largest element of the result",
+    "a result that changes by more when its inputs move by 2⁻⁵⁰ of themselves has a jump there, which is no rounding",
+)
+
+COMPLEX_STEP = Threshold(
+    2.0**-60,
+    "the largest derivative",
+    "the complex step subtracts nothing, and its step is so small that its square is far below an epsilon",
+)
+
+QUOTIENT = Tolerance(
+    4,
+    "(|f(x + h)| + |f(x − h)|)/h, in float64",
+    "each value is rounded by half an epsilon or more; the rest is room for the roundings inside f",
+)
+
+LEAST = Threshold(
+    2.0**-33,
+    "the derivative",
+    "the estimated error of finite differences is never taken to be less, since extrapolations agree by chance",
+)
+
+KINK = Threshold(
+    2.0**-20,
+    "the derivative",
+    "slopes on both sides of a point that differ by less are one slope",
+)
+
+BEND = Threshold(
+    0.75,
+    "the difference of the slopes on both sides at twice the step",
+    "that difference halves with the step where a function is smooth, and stays the same at a kink; this is halfway",
+)
+
+SMOOTH = Threshold(
+    2.0**-20,
+    "the sum of the absolute values of the terms",
+    "a derivative along a random direction whose estimated error is larger confirms no gradient",
+)
+
+SHUFFLED = Threshold(
+    1e-9,
+    "the element",
+    "vector instructions round differently from the instructions for the last elements; what depends on an element's "
+    "place differs by more",
+)
+
+QUICK = Threshold(
+    2.0**-30,
+    "the largest element",
+    "the fastest way to call a function may round differently; that is far less in float64, and a fault is far more",
+)
+
+MARKED = Threshold(
+    1e-6,
+    "the element",
+    "far more than rounding in float64, and far less than the factor that marks what a hand-written rule returns",
+)
+
+AXES = Threshold(
+    1e-5,
+    "the element",
+    "two functions that reduce along different axes differ by far more, and what computes in float32 inside by less",
+)
+
+RESEMBLES = Threshold(
+    1e-4,
+    "the larger of the two elements",
+    "a result is described as a common mistake, such as a wrong sign, if it is that close to what the mistake gives",
+)
+
+NOTHING = Threshold(
+    1e-12,
+    "the largest element, or 1",
+    "terms that cancel in float64 leave some thousands of epsilons at most",
+)
+
+DIVISOR = Threshold(
+    1e-9,
+    "the largest expected element",
+    "a ratio to an element that is smaller may be rounding alone",
+)
+
+CONSTANT = Threshold(
+    1e-3,
+    "the largest of the ratios or of the differences",
+    "ratios or differences that vary by less are described as one factor or one constant",
+)
+
+SINGLE = Tolerance(
+    64,
+    "the largest expected element, in float32's epsilons",
+    "a float64 result is described as computed in float32 if it is off by less than so many epsilons of float32, and "
+    "by more than one epsilon divided by so many",
+)
+
+SINGLE_ELEMENT = Threshold(
+    1e-6,
+    "the element; or the largest one, for elements that are smaller than that",
+    "about 8 epsilons of float32, so that float32 inside a float64 function counts as no difference of an element",
+)
+
+CENTRAL_DIFFERENCE = Threshold(
+    1e-7,
+    "the sum over the points of the terms' sizes",
+    "central differences in extended precision have about 12 digits, and a wrong chain rule differs in the first ones",
+)
+
+CONVERGED = Threshold(
+    1e-3,
+    "the variance of y",
+    "a fit that explains less than the best one by no more has reached the same minimum: the tutorial's problem has "
+    "minima at R² = 0.99 and 0.6, and 2000 steps leave most fits 0.0002 below the first",
 )

@@ -20,7 +20,7 @@ from p3.fitting.exact import P3, Chain, chain
 from p3.fitting.optimizers import Sgd
 from p3.fitting.spec import TrainingSpec
 from p3.fitting.training import batches
-from p3.tolerance import STEP_GRADIENT
+from p3.tolerance import CENTRAL_DIFFERENCE, STEP_GRADIENT
 
 H = 2.0**-21  # between the cube root of extended precision's epsilon and its square root
 EAGER_STEPS = 2000  # more of them are worth a compilation
@@ -108,7 +108,7 @@ class Explanation:
             if not all(abs(gradients[name] - exact) <= bound for gradients in self.gradients.values()):
                 return False
             rounding = np.finfo(np.longdouble).eps * (self.by_hand.sizes["a"] ** 2).sum() / (H * self.scales[name])
-            if not abs(self.differences[name] - exact) <= 1e-7 * size + float(rounding):
+            if not abs(self.differences[name] - exact) <= CENTRAL_DIFFERENCE.value * size + float(rounding):
                 return False
         return True
 

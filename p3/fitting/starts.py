@@ -13,6 +13,7 @@ from p3.fitting.exact import P3
 from p3.fitting.result import Numbers, Run, closing_line
 from p3.fitting.spec import TrainingSpec
 from p3.fitting.training import Carry, Piece, piece_of
+from p3.tolerance import CONVERGED
 
 # How many fits are done, and the least loss among them.
 StartsProgress = Callable[[float, float], None]
@@ -20,10 +21,6 @@ StartsProgress = Callable[[float, float], None]
 # So many numbers has an array of starts by points at most: memory stays bounded however many the starts are, and near
 # the processor. Of the tutorial's 2000 points, it is 512 starts at once.
 CHUNK = 2**20
-
-# By so much of the variance of y a fit may explain less than the best one, and have come to the same minimum: the
-# tutorial's problem has minima at R² = 0.99 and 0.6, and 2000 steps leave most fits 0.0002 short of the first.
-CONVERGED = 1e-3
 
 
 class StartsResult(Run):
@@ -64,9 +61,9 @@ class StartsResult(Run):
 
     @property
     def converged(self) -> Bool[np.ndarray, "starts"]:
-        """Which fits explain as much of the variance of y as the best one, to 0.001: of R², that is."""
+        """Which fits explain as much of the variance of y as the best one, within `CONVERGED`."""
         y = make_points(self.spec).y.astype(np.float64)
-        short = CONVERGED * np.sum((y - y.mean()) ** 2)
+        short = CONVERGED.value * np.sum((y - y.mean()) ** 2)
         return np.asarray(~self.diverged & (self.losses <= self.losses.min() + short))
 
     def __str__(self) -> str:

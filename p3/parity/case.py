@@ -16,17 +16,13 @@ from p3.parity.quantity import Groups, Quantity
 from p3.parity.recorded import Recorded, RefusalError, Results, asked, digest
 from p3.parity.tree import Structure, leaves, take_apart
 from p3.parity.truth import Truth
-from p3.tolerance import TRUTH
+from p3.tolerance import COMPLEX_STEP, FLOOR, JOINT, JUMP, RELIABLE, TRUTH
 
 PRECISIONS = ("float64", "float32")
-RELIABLE = 1e-5  # of the size: an element whose truth is less sure than that is not held against it
-FLOOR = 2.0**-6  # of a typical size: where all terms cancel, as at cos(0 + 1) − cos(1), there were some before they did
-JOINT = 2.0**-3  # of the largest size, where elements are made of one another, as a row's are in a softmax
 # By what every input is moved, of itself: to see how the result depends on it, and to see how it is rounded, which can
 # be more, as where 1 − p cancels in the gradient of a softmax that is nearly 1.
 ROUNDING = 2.0**-50
 MOVES = (2.0**-16, ROUNDING)
-JUMP = 2.0**-30  # of the largest result: what changes by more when it is moved by so little jumps there
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -160,7 +156,7 @@ class Case:
     def is_near(self, got: np.ndarray, expected: np.ndarray, precision: str) -> bool:
         """Whether two results are within the tolerance of half of what their size is at least, by the results alone."""
         size = np.abs(wide(expected))
-        size = size if self.elementwise else np.maximum(size, JOINT * greatest(size))
+        size = size if self.elementwise else np.maximum(size, JOINT.value * greatest(size))
         return not Pair(got, expected, size / 2).beyond(precision).any()
 
     def _size(self, quantity: Quantity, operator: Function) -> Arrays:
@@ -173,7 +169,7 @@ class Case:
                 changes = [np.abs(wide(a) - b) for a, b in zip(moved, still, strict=True)]
                 if by == ROUNDING:
                     changes = [
-                        np.where(c <= JUMP * np.abs(y[np.isfinite(y)]).max(initial=0.0), c, 0)
+                        np.where(c <= JUMP.value * np.abs(y[np.isfinite(y)]).max(initial=0.0), c, 0)
                         for c, y in zip(changes, still, strict=True)
                     ]
                 moves.append(tuple(change / by for change in changes))
@@ -186,8 +182,8 @@ class Case:
                 for y, change in zip(still, changed, strict=True)
             ]
         if self.elementwise:
-            return tuple(np.maximum(size, FLOOR * typical(size)) for size in sizes)
-        return tuple(np.maximum(size, JOINT * greatest(size)) for size in sizes)
+            return tuple(np.maximum(size, FLOOR.value * typical(size)) for size in sizes)
+        return tuple(np.maximum(size, JOINT.value * greatest(size)) for size in sizes)
 
     def true(self, quantity: Quantity, operator: Recorded) -> Truth | None:
         """What a quantity of a side should be by its own values, or by its own vjp for second derivatives."""
@@ -279,10 +275,10 @@ class Case:
             return rough
         errors = []
         for value, error, exact in zip(rough.values, rough.errors, sharp, strict=True):
-            known = error <= RELIABLE * (1 + np.abs(value))
+            known = error <= RELIABLE.value * (1 + np.abs(value))
             if not np.all(np.abs(value - exact)[known] <= allowed(error)[known]):
                 return rough
-            errors.append(np.where(known, 2.0**-60 * np.abs(exact).max(initial=0.0), error))
+            errors.append(np.where(known, COMPLEX_STEP.value * np.abs(exact).max(initial=0.0), error))
         return Truth(sharp, tuple(errors), "the complex step")
 
     def closed(self, inputs: Arrays) -> Arrays:
@@ -377,7 +373,7 @@ def is_reliable(value: np.ndarray, error: np.ndarray, size: np.ndarray, got: np.
     """Where a truth is sure enough to be held against what was got: by its size, or by the largest of both if less."""
     both = np.abs(np.concatenate([value.ravel(), wide(got).ravel()]))
     most = both[np.isfinite(both)].max(initial=0.0)
-    return np.asarray((error <= RELIABLE * np.minimum(size, most)) & np.isfinite(value))
+    return np.asarray((error <= RELIABLE.value * np.minimum(size, most)) & np.isfinite(value))
 
 
 def greatest(size: np.ndarray) -> float:
@@ -394,7 +390,7 @@ def typical(size: np.ndarray) -> float:
 def allowed(error: np.ndarray) -> np.ndarray:
     """How far a truth may be off, from the estimate of its error."""
     with np.errstate(invalid="ignore"):
-        return np.asarray(TRUTH.epsilons * error)
+        return np.asarray(TRUTH.value * error)
 
 
 def make_inputs(inputs: object) -> tuple[Arrays, Structure]:

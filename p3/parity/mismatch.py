@@ -7,7 +7,18 @@ import numpy as np
 
 from p3.parity.difference import Kind
 from p3.parity.function import epsilon, smallest_normal, wide
-from p3.tolerance import HALF_PARITY, LADDER, PARITY, Tolerance
+from p3.tolerance import (
+    CONSTANT,
+    DIVISOR,
+    HALF_PARITY,
+    LADDER,
+    NOTHING,
+    PARITY,
+    RESEMBLES,
+    SINGLE,
+    SINGLE_ELEMENT,
+    Tolerance,
+)
 
 
 class Mismatch(NamedTuple):
@@ -168,7 +179,10 @@ def explain(
             return False
         with np.errstate(all="ignore"):
             return bool(
-                np.all(np.abs(a - b) <= 1e-4 * np.maximum(np.abs(a), np.abs(b)) + 1e-12 * np.abs(b).max())
+                np.all(
+                    np.abs(a - b)
+                    <= RESEMBLES.value * np.maximum(np.abs(a), np.abs(b)) + NOTHING.value * np.abs(b).max()
+                )
                 and np.isfinite(a).all()
             )
 
@@ -196,8 +210,12 @@ def explain(
     if g.size == 1:
         return f"it is {g.ravel()[0]:.6g}, and {e.ravel()[0]:.6g} is right"
     with np.errstate(all="ignore"):
-        ratios = (g / e)[np.isfinite(g / e) & (np.abs(e) > 1e-9 * np.abs(e).max(initial=0))]
-    if ratios.size and np.ptp(ratios.real) <= 1e-3 * np.abs(ratios).max() and abs(ratios.mean() - 1) > 1e-4:
+        ratios = (g / e)[np.isfinite(g / e) & (np.abs(e) > DIVISOR.value * np.abs(e).max(initial=0))]
+    if (
+        ratios.size
+        and np.ptp(ratios.real) <= CONSTANT.value * np.abs(ratios).max()
+        and abs(ratios.mean() - 1) > RESEMBLES.value
+    ):
         return f"it is {ratios.mean().real:.6g} times what it should be"
     with np.errstate(invalid="ignore"):
         largest_expected = float(np.abs(e[np.isfinite(e)]).max(initial=0))
@@ -207,14 +225,20 @@ def explain(
     error = difference / largest_expected
     unit = epsilon(np.float32)
     with np.errstate(all="ignore"):
-        relative = np.nanmax(np.abs(g - e) / np.maximum(np.abs(e), 1e-6 * largest_expected))
-    if got.dtype in (np.float64, np.complex128) and unit / 64 < error < 64 * unit and relative < 1e-3:
+        relative = np.nanmax(np.abs(g - e) / np.maximum(np.abs(e), SINGLE_ELEMENT.value * largest_expected))
+    if (
+        got.dtype in (np.float64, np.complex128)
+        and unit / SINGLE.epsilons < error < unit * SINGLE.epsilons
+        and relative < CONSTANT.value
+    ):
         return "it is as exact as float32 alone: something inside is (64-bit types switched off, a cast, a constant)"
     with np.errstate(all="ignore"):
-        differ = ~(np.abs(g - e) <= 1e-6 * np.maximum(np.abs(g), np.abs(e)) + 1e-12 * largest_expected)
+        differ = ~(
+            np.abs(g - e) <= SINGLE_ELEMENT.value * np.maximum(np.abs(g), np.abs(e)) + NOTHING.value * largest_expected
+        )
         slopes = ((g - e) / weights)[np.isfinite(g - e)]
     if g.size > 4 and 0 < differ.sum() <= g.size // 4:
         return f"it differs in {int(differ.sum())} of {g.size} elements alone"
-    if slopes.size > 1 and np.ptp(slopes.real) <= 1e-3 * np.abs(slopes).max():
+    if slopes.size > 1 and np.ptp(slopes.real) <= CONSTANT.value * np.abs(slopes).max():
         return f"it is off by a constant, {slopes.mean().real:.6g}"
     return f"it is up to {error:.3g} of the largest element off"

@@ -12,9 +12,9 @@ from p3.parity.function import Arrays, Function, wide
 from p3.parity.place import Place
 from p3.parity.quantity import DERIVATIVES, NAMES
 from p3.parity.result import Refusal
+from p3.tolerance import QUICK
 
 MOST_BYTES = 2**26  # of results that are kept for one side
-ALIKE = 2.0**-30  # of the largest element: by how much a quick function may round otherwise
 
 
 class RefusalError(Exception):
@@ -216,7 +216,7 @@ def alike(a: Arrays, b: Arrays) -> bool:
     return len(a) == len(b) and all(
         x.shape == y.shape
         and x.dtype == y.dtype
-        and bool(np.allclose(wide(x), wide(y), rtol=0, atol=ALIKE * largest(y), equal_nan=True))
+        and bool(np.allclose(wide(x), wide(y), rtol=0, atol=QUICK.value * largest(y), equal_nan=True))
         for x, y in zip(a, b, strict=True)
     )
 

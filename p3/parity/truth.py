@@ -10,15 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from p3.parity.function import Arrays, is_inexact, wide
-from p3.tolerance import PARITY, TRUTH
+from p3.tolerance import BEND, KINK, LEAST, NOTHING, PARITY, QUOTIENT, SHUFFLED, SMOOTH, TRUTH
 
 LEVELS = 8  # the number of steps, each half of the one before
 FIRST_STEP = 2.0**-4  # relative to the argument
 FINE_STEP = 2.0**-20  # far smaller, and rounding still leaves half the digits of a slope
 EPSILON = float(np.finfo(np.float64).eps)
-LEAST = 2.0**-33  # of the derivative: the estimate of the error is never less, since extrapolations agree by chance
-KINK = 2.0**-20  # of the derivative: slopes that differ by less, on both sides of a point, are one
-SMOOTH = 2.0**-20  # of the terms: a derivative along a direction that is less sure than that bears nothing out
 COLUMNS = (
     32  # of a Jacobian that is not diagonal, at most so many are taken, at random, where a direction shows a fault
 )
@@ -90,12 +87,12 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[A
             previous = row
         for k, (above, below) in enumerate(zip(map(wide, f(FINE_STEP)), map(wide, f(-FINE_STEP)), strict=True)):
             astray = np.abs((above - below) / (2 * FINE_STEP) - best[k])
-            least = 4 * EPSILON * (np.abs(above) + np.abs(below)) / FINE_STEP
+            least = QUOTIENT.epsilons * EPSILON * (np.abs(above) + np.abs(below)) / FINE_STEP
             errors[k] = np.where(astray > least, np.fmax(astray, errors[k]), errors[k])
         for k, y in enumerate(best):
             last, before = bends[-1][k], bends[-2][k]
-            is_kink = (last > 0.75 * before) & (last > 4 * rounding[k] + KINK * np.abs(y))
-            errors[k] = np.maximum(np.where(is_kink, np.maximum(last, errors[k]), errors[k]), LEAST * np.abs(y))
+            is_kink = (last > BEND.value * before) & (last > QUOTIENT.epsilons * rounding[k] + KINK.value * np.abs(y))
+            errors[k] = np.maximum(np.where(is_kink, np.maximum(last, errors[k]), errors[k]), LEAST.value * np.abs(y))
     return tuple(best), tuple(errors)
 
 
@@ -161,7 +158,7 @@ def is_elementwise(f: Values, inputs: Arrays, positions: tuple[int, ...], random
     shuffled = f(tuple(x.ravel()[order].reshape(x.shape) for x in inputs))
     # Vector instructions round otherwise than what is left over at the end.
     return all(
-        np.allclose(y.ravel()[order], z.ravel(), rtol=1e-9, atol=1e-12, equal_nan=True)
+        np.allclose(y.ravel()[order], z.ravel(), rtol=SHUFFLED.value, atol=NOTHING.value, equal_nan=True)
         for y, z in zip(still, shuffled, strict=True)
     )
 
@@ -253,8 +250,8 @@ class Borne:
         slope, error, terms = self.along(mask)
         with np.errstate(all="ignore"):
             size = float(np.abs(terms).sum())
-            bound = TRUTH.epsilons * error + PARITY.epsilons * EPSILON * size
-            is_smooth = error <= SMOOTH * size or size == 0
+            bound = TRUTH.value * error + PARITY.epsilons * EPSILON * size
+            is_smooth = error <= SMOOTH.value * size or size == 0
             return is_smooth and bool(abs(slope - float(terms.sum())) <= bound)
 
     def along(self, mask: np.ndarray) -> tuple[float, float, np.ndarray]:

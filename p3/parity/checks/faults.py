@@ -14,6 +14,7 @@ from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.result import CheckResult, Finding
+from p3.tolerance import AXES, NOTHING
 
 # What must notice a fault besides the vjp and the vjp of the vjp; the other checks are at inputs of their own.
 NOTICING = (dtypes, low_precision)
@@ -319,7 +320,10 @@ def axis_advice(case: Case) -> str:
         sides = [operator.value(inputs) for operator in (case.reference, case.port)]
     except RefusalError:
         return ""
-    if all(a.shape == b.shape and np.allclose(wide(a), wide(b), equal_nan=True) for a, b in zip(*sides, strict=True)):
+    if all(
+        a.shape == b.shape and np.allclose(wide(a), wide(b), rtol=AXES.value, atol=NOTHING.value, equal_nan=True)
+        for a, b in zip(*sides, strict=True)
+    ):
         return ""
     return "; the inputs have one axis, and with two the sides differ: add inputs of two, if the port is to take them"
 

@@ -12,10 +12,10 @@ from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked, refusal_of
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 from p3.parity.truth import Truth
+from p3.tolerance import MARKED
 
 DERIVATIVES = ("vjp", "jvp", "vjp of vjp", "jvp of vjp")
 MARKER = 4.0  # a power of two, so that multiplying by it rounds nothing
-MARKER_TOLERANCE = 1e-6  # far from rounding in float64, and far from a factor of 4
 
 
 def transformed(case: Case) -> CheckResult:
@@ -226,6 +226,6 @@ def by_vmap(case: Case, operator: Function) -> dict[str, Function]:
 def close(a: Arrays, b: Arrays) -> bool:
     """Whether two results are the same but for rounding."""
     return all(
-        x.shape == y.shape and bool(np.allclose(wide(x), wide(y), rtol=MARKER_TOLERANCE, atol=0, equal_nan=True))
+        x.shape == y.shape and bool(np.allclose(wide(x), wide(y), rtol=MARKED.value, atol=0, equal_nan=True))
         for x, y in zip(a, b, strict=True)
     )
