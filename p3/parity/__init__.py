@@ -1,12 +1,9 @@
-"""The checker of ports: whether a function in one framework does what another does, derivatives and all."""
+"""
+The checker of ports: whether a function in one framework does what another does, derivatives and all.
 
-from p3.parity.case import DTYPES
-from p3.parity.checker import CHECKS, check
-from p3.parity.function import Function
-from p3.parity.report import ParityReport
-from p3.parity.result import CheckResult, Finding
-from p3.parity.testing import parity_test
+The names load on first use, since the comparison of two fits needs few of them.
+"""
 
-Operator = Function  # by its earlier name
+import lazy_loader
 
-__all__ = ["CHECKS", "DTYPES", "CheckResult", "Finding", "Function", "Operator", "ParityReport", "check", "parity_test"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -161,6 +161,9 @@ class Function(ABC):
         return self.pushforward().pushforward().value(inputs, tangents, moving)
 
 
+Operator = Function  # by its earlier name
+
+
 class NoMeaningError(NotImplementedError):
     """A mode is asked for what has no meaning in it, whatever the function."""
 

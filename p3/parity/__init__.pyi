@@ -1,0 +1,9 @@
+from .case import DTYPES as DTYPES
+from .checker import CHECKS as CHECKS
+from .checker import check as check
+from .function import Function as Function
+from .function import Operator as Operator
+from .report import ParityReport as ParityReport
+from .result import CheckResult as CheckResult
+from .result import Finding as Finding
+from .testing import parity_test as parity_test
