@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 import jaxp3
 import p3.parity
 import torchp3
-from comparisons.atlas.differences import KINDS, Atlas, Entry, entry, load_explanations, unused
+from comparisons.atlas.differences import KINDS, Atlas, Entry, Where, entry, load_explanations, unused
 from comparisons.atlas.findings import Examined, examine, run
 from comparisons.atlas.page import docs_part, draw, render_page
 from comparisons.atlas.pairs import load_pairs
@@ -115,8 +115,8 @@ def do_all(title: str, do: Callable[[str, Path], None], tasks: Iterable[tuple[st
         pool.shutdown(cancel_futures=True)
 
 
-def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[str]]:
-    """The atlas of some pairs, and the patterns of explanations that explain nothing in them."""
+def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[tuple[str, Where]]]:
+    """The atlas of some pairs, and what their explanations explain and is not there."""
     pairs = {name: pair for name, pair in load_pairs().items() if name in names}
     parts.mkdir(parents=True, exist_ok=True)
     paths = {name: parts / f"{name}-{fingerprint(pair.model_dump_json())}.json" for name, pair in pairs.items()}
@@ -137,7 +137,7 @@ def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[str]]:
         date=date.fromtimestamp(last).isoformat(),
         entries=entries,
     )
-    return atlas, [pattern for pattern in unused(examined, explanations) if pattern.partition(":")[0] in pairs]
+    return atlas, [(name, where) for name, where in unused(examined, explanations) if name in pairs]
 
 
 @click.group()
@@ -165,8 +165,8 @@ def make(parts: Path, folder: Path, page: Path | None) -> None:
         write_part(page, docs_part(made))
     click.echo(f"{len(made.entries)} functions; cells: " + counted(made.cells()))
     click.echo("differences: " + counted(made.counts()))
-    for pattern in unneeded:
-        click.echo(f"explains nothing: {pattern}", err=True)
+    for name, where in unneeded:
+        click.echo(f"explains nothing: {name}, {where.model_dump(exclude_defaults=True)}", err=True)
 
 
 def counted(counts: dict[str, int]) -> str:

@@ -202,11 +202,11 @@ def verdicts(examined: Examined, differences: list[Difference]) -> dict[str, Ver
     return result
 
 
-def unused(examined: Mapping[str, Examined], explanations: list[Explanation]) -> Iterator[str]:
-    """What explanations explain and no place is, as where a framework has mended it."""
+def unused(examined: Mapping[str, Examined], explanations: list[Explanation]) -> Iterator[tuple[str, Where]]:
+    """What explanations explain, of which pair, and no place is, as where a framework has mended it."""
     for explanation in explanations:
         for name, given in explanation.at.items():
             places = examined[name].places if name in examined else []
             for where in given:
                 if not any(where.covers(place) for place in places):
-                    yield f"{name}: {where.model_dump(exclude_defaults=True)}"
+                    yield name, where

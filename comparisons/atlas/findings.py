@@ -120,9 +120,9 @@ def named(text: str, names: dict[str, str]) -> str:
 def places_of(pair: Pair, report: ParityReport, check: CheckResult, names: dict[str, str]) -> list[Noticed]:
     """The places of a check, one for each finding and for each refusal of one side alone."""
     found = []
-    refusals = {str(refusal) for refusal in check.refusals}
+    refusals = {repr(refusal) for refusal in check.refusals}  # since NaN is not equal to itself
     for finding in check.findings:
-        if str(finding.refusal) in refusals:
+        if repr(finding.refusal) in refusals:
             continue  # which is a place of its own
         found.append(
             noticed(
@@ -133,10 +133,10 @@ def places_of(pair: Pair, report: ParityReport, check: CheckResult, names: dict[
                 snippet=of_finding(pair, report.case, finding),
             )
         )
-    refused = {str(refusal.place) for refusal in check.refusals}
+    refused = {repr(refusal.place) for refusal in check.refusals}
     for refusal in check.refusals:
         other = SIDES[1 - SIDES.index(refusal.place.side)]
-        if str(refusal.place._replace(side=other)) not in refused:
+        if repr(refusal.place._replace(side=other)) not in refused:
             found.append(
                 noticed(
                     check.name,

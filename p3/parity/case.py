@@ -322,16 +322,16 @@ class Case:
             yield k, mismatch
 
     def shared(self, quantity: Quantity, k: int) -> float:
-        """By how many both sides are; none where one refuses, or has another shape."""
-        try:
-            return min(self.own(quantity, side, k) for _, side in self.sides)
-        except (RefusalError, ValueError, IndexError):
-            return 0.0
+        """By how many both sides are."""
+        return min(self.own(quantity, side, k) for _, side in self.sides)
 
     def own(self, quantity: Quantity, operator: Function, k: int) -> float:
-        """By how many of float32's epsilons one array of a side is off its own float64 answer."""
-        single, double = (quantity.of(operator, precision)[k] for precision in ("float32", "float64"))
-        return largest(in_epsilons(single, double, self.size(quantity)[k], "float32"))
+        """By how many of float32's epsilons one array of a side is off its own float64 answer; 0 where it has none."""
+        try:
+            single, double = (quantity.of(operator, precision)[k] for precision in ("float32", "float64"))
+            return largest(in_epsilons(single, double, self.size(quantity)[k], "float32"))
+        except (RefusalError, ValueError, IndexError):  # another number of arrays or shape is a finding of its own
+            return 0.0
 
     def pairs_of_sides(self, quantity: Quantity) -> dict[int, dict[str, Pair]]:
         """The port's and the reference's results, in each precision."""

@@ -122,12 +122,13 @@ def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> M
     precision. With one precision alone nothing tells, and it counts as semantic.
 
     Two sides that round alike are equal in float32 by luck, so that their own rounding there counts too: `own`, by how
-    many of float32's epsilons a side is off its own float64 answer; and `shared`, by how many both are, which excuses
+    many of float32's epsilons a side is off its own float64 answer, which tells also where the pairs are in float64
+    alone; and `shared`, by how many both are, which excuses
     such a difference in float32 too.
     """
     ladder = {precision: largest(pair.epsilons(precision)) for precision, pair in pairs.items()}
-    if own and "float32" in ladder:
-        ladder["float32"] = max(ladder["float32"], own)
+    if own:
+        ladder["float32"] = max(ladder.get("float32", 0.0), own)
     worst: Mismatch | None = None
     for precision, pair in pairs.items():
         beyond = pair.beyond(precision)

@@ -113,8 +113,8 @@ def judged(name: str, findings: Iterable[Finding], note: str, refusals: Iterable
 
 
 def once(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
-    """Each of them once: by its words, since NaN is not equal to itself, and −0 is to 0."""
-    return tuple({str(refusal): refusal for refusal in refusals}.values())
+    """Each of them once; by what Python shows of it, since NaN is not equal to itself, and −0 is to 0."""
+    return tuple({repr(refusal): refusal for refusal in refusals}.values())
 
 
 def briefly(check: str, finding: Finding) -> str:

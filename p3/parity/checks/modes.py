@@ -56,12 +56,14 @@ def modes(
                 known = eager_or_true(case, quantity, operator)
                 if known is None:
                     continue
-                for place, got, should, error, size in zip(
-                    case.places(quantity, side), result, known.values, known.errors, sizes, strict=True
-                ):
+                places = case.places(quantity, side)
+                for k, (place, got, should) in enumerate(zip(places, result, known.values, strict=True)):
                     mismatch = None
                     if got.shape == should.shape:
-                        mismatch = climb({"float64": Pair(got, should, size, allowed(error))})
+                        pair = Pair(got, should, sizes[k], allowed(known.errors[k]))
+                        if not pair.beyond("float64").any():
+                            continue
+                        mismatch = climb({"float64": pair}, case.own(quantity, operator, k))
                     if mismatch is not None or got.shape != should.shape:
                         text = explain(got, should, {})
                         findings.append(Finding(place._replace(mode=mode), EAGER, text, mismatch, quantity=quantity))
@@ -135,7 +137,8 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
             except RefusalError as refusal:
                 refusals.append(refusal.refusal)
                 continue
-            places = case.places(case.quantity(name), side)
+            quantity = case.quantity(name)
+            places = case.places(quantity, side)
             for k, (place, result) in enumerate(zip(places, together, strict=True)):
                 expected = np.stack([one[k] for one in one_by_one])
                 mismatch = None
@@ -143,7 +146,7 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
                     if all(case.is_near(got, one[k], "float64") for got, one in zip(result, one_by_one, strict=True)):
                         continue
                     sizes = np.stack([case.size(Quantity(name, (inputs, *groups)))[k] for inputs in batch])
-                    mismatch = climb({"float64": Pair(result, expected, sizes)})
+                    mismatch = climb({"float64": Pair(result, expected, sizes)}, case.own(quantity, operator, k))
                 if result.shape != expected.shape or mismatch is not None:
                     place = here._replace(path=place.path, by=place.by)
                     findings.append(Finding(place, "a loop", explain(result, expected, {}), mismatch))

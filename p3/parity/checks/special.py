@@ -41,6 +41,11 @@ class Special(NamedTuple):
         """Whether the elements are the special numbers, each by itself."""
         return self.position is not None and not self.place.special and self.place.number is None
 
+    @property
+    def whole(self) -> Place:
+        """What is special of all the elements together."""
+        return self.place._replace(special="of special numbers") if self.is_table else self.place
+
     def at(self, element: tuple[int, ...]) -> Place:
         """What is special of an element."""
         if not self.is_table:
@@ -62,7 +67,7 @@ def special_values(case: Case) -> CheckResult:
         for special in specials(case, precision):
             for finding in differences(case, special, precision, (*FIRST, SECOND), refusals):
                 element = finding.mismatch.element if finding.mismatch and case.elementwise else ()
-                place = (str(finding.place), element)  # in words, since NaN is not equal to itself
+                place = (repr(finding.place), element)  # since NaN is not equal to itself
                 if place not in seen:  # in the other precision
                     findings.append(finding)
                 seen.add(place)
@@ -143,7 +148,7 @@ def differences(
     """Where the sides differ at special inputs; who raises there is added to the refusals."""
     values: dict[str, Arrays] = {}
     for side, operator in case.sides:
-        here = special.place._replace(side=side, quantity="value")
+        here = special.whole._replace(side=side, quantity="value")
         try:
             values[side] = asked(operator, here, at_precision(special.inputs, precision))
         except RefusalError as refusal:
@@ -161,7 +166,7 @@ def differences(
     for quantity in quantities(case, special, values["reference"], names):
         results: dict[str, Arrays] = {}
         for side, operator in case.sides:
-            here = special.place._replace(side=side, quantity=quantity.name)
+            here = special.whole._replace(side=side, quantity=quantity.name)
             try:
                 results[side] = asked(operator, here, *quantity.given(precision))
             except RefusalError as refusal:
