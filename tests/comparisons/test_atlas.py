@@ -131,7 +131,7 @@ def test_outputs_are_compared_by_their_numbers():
 def said(found):
     """What the atlas says of a pair, but for rounding."""
     return found.verdicts, [
-        (d.kind, d.text, [place.name for place in d.places]) for d in found.differences if d.kind != "rounding"
+        (d.kind, d.text, [place.key for place in d.places]) for d in found.differences if d.kind != "rounding"
     ]
 
 

@@ -124,12 +124,12 @@ def shapes(case: Case) -> CheckResult:
             if taken and not refusal.is_meant:
                 findings.append(raised(refusal))
             continue
-        for special, inputs, cotangents, should_values, should_gradients in known:
-            for name, groups, expected in (
-                ("value", (inputs,), should_values),
-                ("vjp", (inputs, cotangents), should_gradients),
+        for shape in known:
+            for name, groups, expected, plain in (
+                ("value", (shape.inputs,), shape.values, shape.plain_values),
+                ("vjp", (shape.inputs, shape.cotangents), shape.gradients, shape.plain_gradients),
             ):
-                here = special._replace(side=side, quantity=name)
+                here = shape.place._replace(side=side, quantity=name)
                 try:
                     results = asked(operator, here, *groups)
                 except RefusalError as refusal:
@@ -139,8 +139,8 @@ def shapes(case: Case) -> CheckResult:
                     continue
                 taken.add(here)
                 places = case.places(case.quantity(name), side)
-                for place, got, should in zip(places, results, expected, strict=True):
-                    size = np.full(should.shape, np.abs(wide(should)).max(initial=0.0))
+                for place, got, should, whole in zip(places, results, expected, plain, strict=True):
+                    size = np.full(should.shape, np.abs(wide(whole)).max(initial=0.0))
                     wrong_shape = got.shape != should.shape
                     mismatch = None if wrong_shape else climb({"float64": Pair(got, should, size)})
                     if wrong_shape or mismatch is not None:
@@ -152,13 +152,24 @@ def shapes(case: Case) -> CheckResult:
 
 
 class Shaped(NamedTuple):
-    """Inputs in some shape, which the place names, cotangents for them, and what an operator should give."""
+    """
+    Inputs in some shape, and what an operator should give.
+
+    Attributes
+    ----------
+    place : whose `special` names the shape
+    inputs, cotangents : in the shape
+    values, gradients : what should come out
+    plain_values, plain_gradients : those of all the numbers in one array, whose largest is the size of an error
+    """
 
     place: Place
     inputs: Arrays
     cotangents: Arrays
     values: Arrays
     gradients: Arrays
+    plain_values: Arrays
+    plain_gradients: Arrays
 
 
 def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
@@ -166,11 +177,11 @@ def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
     if not case.elementwise:
         inputs, values = tuple(map(strided, case.inputs)), operator.value(case.inputs)
         gradients = operator.vjp(case.inputs, case.cotangents)
-        yield Shaped(shape_of("strided"), inputs, tuple(map(strided, case.cotangents)), values, gradients)
+        cotangents = tuple(map(strided, case.cotangents))
+        yield Shaped(shape_of("strided"), inputs, cotangents, values, gradients, values, gradients)
         of_sum = tuple(map(ones, case.cotangents))
-        yield Shaped(
-            shape_of("of a sum"), inputs, of_sum, values, operator.vjp(case.inputs, tuple(map(np.copy, of_sum)))
-        )
+        gradients = operator.vjp(case.inputs, tuple(map(np.copy, of_sum)))
+        yield Shaped(shape_of("of a sum"), inputs, of_sum, values, gradients, values, gradients)
         return
     shape = np.broadcast_shapes(*(x.shape for x in case.inputs))
     flat = tuple(np.resize(np.broadcast_to(x, shape), 24) for x in case.inputs)
@@ -178,14 +189,15 @@ def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
     cotangents = case.like(tuple(y for y in outputs if is_inexact(y)), 4)
     gradients = operator.vjp(flat, cotangents)
 
-    def each(function: Callable[[np.ndarray], np.ndarray]) -> Iterator[Arrays]:
-        return (tuple(map(function, arrays)) for arrays in (flat, cotangents, outputs, gradients))
+    def each(special: str, function: Callable[[np.ndarray], np.ndarray]) -> Shaped:
+        x, v, y, g = (tuple(map(function, arrays)) for arrays in (flat, cotangents, outputs, gradients))
+        return Shaped(shape_of(special), x, v, y, g, outputs, gradients)
 
-    yield Shaped(shape_of("scalar"), *each(lambda x: np.asarray(x[0])))
-    yield Shaped(shape_of("empty"), *each(lambda x: x[:0].reshape(2, 0)))
-    yield Shaped(shape_of("strided"), *each(strided))
-    yield Shaped(shape_of("transposed"), *each(lambda x: x.reshape(4, 6).T))
-    yield Shaped(shape_of("repeated"), *each(lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), (5,), (0,))))
+    yield each("scalar", lambda x: np.asarray(x[0]))
+    yield each("empty", lambda x: x[:0].reshape(2, 0))
+    yield each("strided", strided)
+    yield each("transposed", lambda x: x.reshape(4, 6).T)
+    yield each("repeated", lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), (5,), (0,)))
     for position in range(len(flat) if len(flat) > 1 else 0):
         # One argument is a column, and the others are rows: in the table of results each is repeated.
         rows = tuple(x[:4].reshape(4, 1) if i == position else x[:6].reshape(1, 6) for i, x in enumerate(flat))
@@ -207,7 +219,7 @@ def tabled(case: Case, operator: Function, place: Place, inputs: Arrays) -> Shap
     of_sum = tuple(ones(y) for y in values if is_inexact(y))
     slopes = operator.vjp(table, tuple(map(np.copy, of_sum)))
     summed = tuple(sum_to_shape(g, inputs[i].shape) for i, g in zip(case.arguments, slopes, strict=True))
-    return Shaped(place, inputs, of_sum, values, summed)
+    return Shaped(place, inputs, of_sum, values, summed, values, summed)
 
 
 def ones(y: np.ndarray) -> np.ndarray:
