@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from p3 import FitResult, InputError
 from p3.backends import BACKENDS, load
 from p3.fitting.checkpoint import Checkpoint
+from tests.support.commands import call, run
 from tests.support.optimizers import RULES
 from tests.support.problems import PROBLEMS
 
@@ -34,10 +35,8 @@ def asymmetric(**changes):
 
 
 def command(backend, *flags):
-    """The command with these flags, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", BACKENDS[backend].package, *map(str, flags)], capture_output=True, text=True
-    )
+    """The command with these flags, in this process."""
+    return call(BACKENDS[backend].package, *flags)
 
 
 def resume(backend, directory, spec, pieces=None):
@@ -76,7 +75,7 @@ def test_what_is_recorded_may_be_a_column_of_something_larger(tmp_path):
     assert saved.record["losses"].tolist() == table[:, 1].tolist()
 
 
-@pytest.mark.parametrize("pieces", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("pieces", [1, *(pytest.param(pieces, marks=pytest.mark.slow) for pieces in (2, 3))])
 def test_a_run_crosses_over_at_every_piece(whole, pieces, tmp_path):
     spec, directory, expected = whole
     for path in sorted(directory.iterdir())[:pieces]:
@@ -510,6 +509,7 @@ def test_kills_at_random_moments_lose_the_piece_in_progress_alone(tmp_path):
     assert np.array_equal(saved.record["losses"], whole.losses)
 
 
+@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.slow), "jax"])
 def test_an_interrupt_ends_with_the_piece_and_says_how_to_go_on(backend, tmp_path):
     command = [sys.executable, "-m", BACKENDS[backend].package]
     flags = ["--no-jit", "--steps", "20000", "--log-every", "50", "--checkpoint", str(tmp_path / "a run")]
@@ -533,20 +533,17 @@ def test_the_command_goes_on_with_the_runs_own_specification(earlier, tmp_path):
     (tmp_path / "000000000080.safetensors").unlink()
     if earlier:
         (tmp_path / BEGINNING).unlink()
-    begin = time.perf_counter()
-    finished = subprocess.run(
-        [sys.executable, "-m", "jaxp3", "--checkpoint", tmp_path, "--resume"], capture_output=True, text=True
-    )
-    assert finished.stdout.startswith("79 "), (finished.stderr, time.perf_counter() - begin)
-    other = subprocess.run(
-        [sys.executable, "-m", "jaxp3", "--checkpoint", tmp_path, "--resume", "--steps", "90"],
-        capture_output=True,
-        text=True,
-    )
+    resumed = ["jaxp3", "--checkpoint", tmp_path, "--resume"]
+    finished = call(*resumed) if earlier else run(*resumed)
+    assert finished.stdout.startswith("79 "), finished.stderr
+    other = call(*resumed, "--steps", "90")
     assert other.returncode == 2
     assert "is of another run: steps is 80 there and 90 here" in other.stderr
-    lonely = subprocess.run([sys.executable, "-m", "jaxp3", "--resume"], capture_output=True, text=True)
-    assert (lonely.returncode, lonely.stderr) == (
-        2,
-        "jaxp3: --resume needs the directory of the run; give it with --checkpoint\n",
+
+
+def test_resuming_needs_a_directory(backend):
+    package = BACKENDS[backend].package
+    assert call(package, "--resume").returncode == 2
+    assert call(package, "--resume").stderr == (
+        f"{package}: --resume needs the directory of the run; give it with --checkpoint\n"
     )

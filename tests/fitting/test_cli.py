@@ -1,4 +1,4 @@
-"""The commands, each run as a user runs it: in a process of its own."""
+"""The commands: each once as a user runs it, in a process of its own, and what they say in this process."""
 
 import os
 import pty
@@ -13,12 +13,21 @@ import pytest
 
 import p3
 from p3 import FitResult, TrainingSpec
-from tests.support.commands import QUICK, SCRIPTS, refused, run
+from tests.support.commands import QUICK, SCRIPTS, call, refused, run
 from tests.support.problems import COMPARISONS
+
+MODULE = (sys.executable, "-m")
 
 
 @pytest.mark.parametrize(
-    "how", [("torchp3",), ("jaxp3",), (sys.executable, "-m", "torchp3"), (sys.executable, "-m", "jaxp3")]
+    "how",
+    [
+        ("torchp3",),
+        (*MODULE, "jaxp3"),
+        pytest.param(("jaxp3",), marks=pytest.mark.slow),
+        pytest.param((*MODULE, "torchp3"), marks=pytest.mark.slow),
+    ],
+    ids=lambda how: " ".join(how).replace(sys.executable, "python"),
 )
 def test_a_fit_prints_the_tutorials_lines(how):
     finished = run(*how, *QUICK)
@@ -32,7 +41,7 @@ def test_a_fit_prints_the_tutorials_lines(how):
 
 @pytest.mark.parametrize("command", [pytest.param("torchp3", marks=pytest.mark.slow), "jaxp3"])
 def test_the_tutorials_table_from_the_command(command):
-    finished = run(command)
+    finished = call(command)
     assert finished.returncode == 0
     rows = [row.split() for row in finished.stdout.splitlines()[:-1]]
     assert [int(step) for step, _ in rows] == list(range(99, 2000, 100))
@@ -42,7 +51,7 @@ def test_the_tutorials_table_from_the_command(command):
 
 def test_flags_override_the_file(tmp_path):
     output = tmp_path / "result.json"
-    finished = run(
+    finished = call(
         "jaxp3", COMPARISONS / "asymmetric.toml",
         "--steps", "3", "--data.points=7", "--optimizer.learning-rate", "1e-3", "--start.a", "-0.5",
         "--data.target", "cos", "--dtype", "float64", "--device", "cpu", "--no-jit",
@@ -64,18 +73,19 @@ def test_flags_override_the_file(tmp_path):
 
 @pytest.mark.parametrize("command", ["p3", "torchp3", "jaxp3"])
 def test_each_command_says_its_version(command):
-    finished = run(command, "--version")
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, f"{command} {p3.__version__}\n", "")
+    for how in ((command,), (*MODULE, command)):
+        finished = run(*how, "--version")
+        assert (finished.returncode, finished.stdout, finished.stderr) == (0, f"{command} {p3.__version__}\n", "")
     assert p3.__version__ == metadata.version("p3")
 
 
 def test_every_field_has_a_flag():
-    text = run("torchp3", "--help").stdout
+    text = call("torchp3", "--help").stdout
     for table, fields in TrainingSpec().model_dump().items():
         for field in fields if isinstance(fields, dict) else [None]:
             flag = "--" + (f"{table}.{field}" if field else table).replace("_", "-")
             assert f"{flag} " in text
-    other = run("jaxp3", "--help").stdout
+    other = call("jaxp3", "--help").stdout
     assert other.replace("with JAX", "with PyTorch").replace("jaxp3", "torchp3").split() == text.split()
 
 
@@ -83,7 +93,7 @@ def test_every_field_has_a_flag():
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     for command in ("torchp3", "jaxp3"):
-        assert run(command, *QUICK, "--output", folder / f"{command}.json").returncode == 0
+        assert call(command, *QUICK, "--output", folder / f"{command}.json").returncode == 0
     return folder
 
 
@@ -95,12 +105,12 @@ def test_compare_takes_saved_results(saved):
 
 
 def test_compare_fits_in_one_process():
-    finished = run("p3", "compare", "--devices", "2")
+    finished = call("p3", "compare", "--devices", "2")
     refused(finished, "devices = 2, and this fits in one process; fit with torchp3 and jaxp3")
 
 
 def test_too_many_devices_for_one_process():
-    finished = run("jaxp3", "--devices", "2049")
+    finished = call("jaxp3", "--devices", "2049")
     refused(finished, "2049 devices in one process, and JAX takes 2048 at most; start more processes")
 
 
@@ -109,13 +119,13 @@ def test_compare_fails_when_the_results_differ(saved, tmp_path):
     losses = result.losses.copy()
     losses[12] *= 1.001
     result.model_copy(update={"losses": losses}).save(tmp_path / "off.json")
-    finished = run("p3", "compare", saved / "torchp3.json", tmp_path / "off.json")
+    finished = call("p3", "compare", saved / "torchp3.json", tmp_path / "off.json")
     assert finished.returncode == 1
     assert "differ: not reproduced: at step 12 JAX's loss is " in " ".join(finished.stdout.split())
 
 
 def test_compare_fits_with_both_and_draws(tmp_path):
-    finished = run("p3", "compare", COMPARISONS / "asymmetric.toml", *QUICK, "--plot", tmp_path / "fit.png")
+    finished = call("p3", "compare", COMPARISONS / "asymmetric.toml", *QUICK, "--plot", tmp_path / "fit.png")
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
     assert "agree: " in finished.stdout
@@ -145,7 +155,7 @@ BAD_COMMANDS = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_COMMANDS, ids=[" ".join(words) for words, _ in BAD_COMMANDS])
 def test_bad_input_gets_one_line(arguments, message):
-    refused(run("jaxp3", *arguments), message)
+    refused(call("jaxp3", *arguments), message)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +169,7 @@ def test_bad_input_gets_one_line(arguments, message):
     ],
 )
 def test_bad_comparisons_get_one_line(arguments, message, saved):
-    refused(run("p3", "compare", *arguments, cwd=saved), message)
+    refused(call("p3", "compare", *arguments, cwd=saved), message)
 
 
 def test_an_unwritable_output_is_found_before_the_fit(tmp_path):
@@ -172,12 +182,12 @@ def test_an_unwritable_output_is_found_before_the_fit(tmp_path):
 @pytest.mark.parametrize("command", ["torchp3", "jaxp3"])
 @pytest.mark.parametrize("jit", [pytest.param("--jit", marks=pytest.mark.slow), "--no-jit"])
 def test_a_fit_that_diverges_stops_there(command, jit):
-    finished = run(command, "--optimizer.learning-rate", "1e-2", jit)
+    finished = call(command, "--optimizer.learning-rate", "1e-2", jit)
     refused(finished, "the fit diverged at step ", code=1)
     assert "nan" not in finished.stdout.lower()
 
 
-@pytest.mark.parametrize(
+NOT_INSTALLED = pytest.mark.parametrize(
     ("module", "command", "hint"),
     [
         ("torch", "torchp3", 'torchp3 needs torch, which is not installed; install it with: pip install "torch'),
@@ -187,8 +197,18 @@ def test_a_fit_that_diverges_stops_there(command, jit):
         ("jax", "p3 compare", "jaxp3 needs jax, which is not installed"),
     ],
 )
+
+
+@NOT_INSTALLED
+def test_a_framework_that_is_not_installed(module, command, hint, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    refused(call(*command.split()), hint)
+
+
+@pytest.mark.slow
+@NOT_INSTALLED
 @pytest.mark.parametrize("as_module", [False, True], ids=["script", "python -m"])
-def test_a_framework_that_is_not_installed(module, command, hint, as_module):
+def test_a_framework_that_is_not_installed_in_a_new_process(module, command, hint, as_module):
     name, *arguments = command.split()
     start = (
         f"import runpy; runpy.run_module('{name}', run_name='__main__')"
@@ -202,7 +222,10 @@ def test_a_framework_that_is_not_installed(module, command, hint, as_module):
 @pytest.mark.parametrize(
     ("command", "variable", "value", "reason"),
     [
-        ("torchp3", "CXX", "no-such-compiler", "No working C++ compiler found"),
+        pytest.param(
+            *("torchp3", "CXX", "no-such-compiler", "No working C++ compiler found"),
+            marks=pytest.mark.slow,  # test_program.py has the same by default
+        ),
         ("torchp3", "TORCH_COMPILE_DISABLE", "1", "TORCH_COMPILE_DISABLE is set"),
         ("jaxp3", "JAX_DISABLE_JIT", "1", "jax_disable_jit is set"),
     ],
@@ -238,7 +261,7 @@ def test_a_reader_that_leaves_is_no_error():
     assert finished.stderr == ""
 
 
-@pytest.mark.parametrize("closed", ["", "2"], ids=["output", "error"])
+@pytest.mark.parametrize("closed", ["", pytest.param("2", marks=pytest.mark.slow)], ids=["output", "error"])
 def test_a_closed_stream_is_no_error(closed):
     command = f"'{SCRIPTS / 'jaxp3'}' {' '.join(QUICK)} {closed}>&-"
     finished = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
