@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from random import Random
 
 import numpy as np
@@ -20,7 +22,9 @@ from p3 import FitResult, InputError, LostProcessError, TrainingSpec
 from p3.backends import BACKENDS, load
 from p3.fitting.checkpoint import Checkpoint
 from p3.fitting.data import make_points, make_shard
+from p3.fitting.starts import random_starts
 from p3.fitting.training import PATIENCE, ROLL_CALL, Outset, require_same
+from tests.support.commands import call
 from tests.support.optimizers import RULES
 from tests.support.problems import COMPARISONS, PROBLEMS, fitted
 
@@ -85,21 +89,93 @@ def assert_same(result: FitResult, alone: FitResult) -> None:
     assert result.compiled == result.spec.jit
 
 
+def write_specs(specs, directory):
+    """The specifications in a file, as the task `fits` of worker.py takes them."""
+    path = directory / "specs.json"
+    path.write_text(json.dumps([spec.model_dump(mode="json") for spec in specs]))
+    return path
+
+
 def assert_all_same(backend, count, specs, directory, **alone):
     """Fits by so many processes come to what fits by one do, which may be told otherwise in part."""
-    (directory / "specs.json").write_text(json.dumps([spec.model_dump(mode="json") for spec in specs]))
-    for ending in run_worker(backend, count, "fits", directory / "specs.json", directory):
+    for ending in run_worker(backend, count, "fits", write_specs(specs, directory), directory):
         assert ending.code == 0, ending.errors
+    assert_saved_are_same(backend, count, specs, directory, **alone)
+
+
+def assert_saved_are_same(backend, count, specs, directory, **alone):
     for number, spec in enumerate(specs):
         result = FitResult.load(directory / f"{number}.json")
         assert result.spec == spec.replace({"devices": count})
         assert_same(result, fitted(backend, spec.replace(alone)))
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=SLOW)])
-def test_processes_fit_what_one_does(backend, count, tmp_path):
-    # Of three those that are compiled go to the end, below.
-    assert_all_same(backend, count, [spec for spec in CASES.values() if count == 2 or not spec.jit], tmp_path)
+SHORT = {"steps": 4, "log_every": 2, "jit": False}
+PIECE = "000000000002.safetensors"
+ALONE = {  # what is wrong in the second process alone: a change to the specification, and what both say
+    "another file": (
+        {"data": {"file": "points.csv"}},
+        "points.csv has other points in process 1 than in process 0; give",
+    ),
+    "no file": ({"data": {"file": "missing.csv"}}, "missing.csv: cannot be read: No such file or directory"),
+    "a point that the other one has not": (
+        {"data": {"file": "large.csv"}},
+        "large.csv: row 2 is too large for float32",
+    ),
+    "a run of another specification": ({"seed": 1}, "is of another run: seed is 0 there and 1 here"),
+    "a run that is further on": ({}, "the checkpoint has 0 steps in process 0 and 2 in process 1; give a directory"),
+}
+
+
+def write_folders(backend, folder):
+    """The cases above and one in which all is well, in a file, with a folder for each process beside it."""
+    first, second = folder / "0", folder / "1"
+    for path in (first, second):
+        for run in ALONE:
+            (path / run).mkdir(parents=True)
+        (path / "large.csv").write_text("x,y\n0,0\n1,1e39\n")
+        (path / "points.csv").write_text(f"x,y\n0,0\n1,{path.name}\n")
+    (first / "missing.csv").write_text("x,y\n0,0\n1,1\n")
+    load(backend).fit(TrainingSpec(**SHORT), checkpoint=Checkpoint(folder / "run"))
+    for run in ("a run of another specification", "a run that is further on"):
+        shutil.copy(folder / "run" / PIECE, second / run)
+    cases = [*((SHORT | changes, run) for run, (changes, _) in ALONE.items()), (SHORT, "all is well")]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    return folder / "cases.json"
+
+
+def test_two_processes(backend, tmp_path):
+    """One after the other, since to start the processes is most of the time."""
+    ASYMMETRIC.replace({"steps": 1, "jit": False}).to_toml(tmp_path / "marked.toml")
+    tasks = {
+        "fits": [write_specs(CASES.values(), tmp_path), tmp_path],
+        "marked": [tmp_path / "marked.toml"],
+        "in_folders_of_their_own": [write_folders(backend, tmp_path)],
+    }
+    words = [word for task, arguments in tasks.items() for word in (task, *arguments, "then")][:-1]
+    endings = run_worker(backend, 2, *words)
+    for is_first, ending in zip((True, False), endings, strict=True):
+        assert ending.code == 0, ending.errors
+        told = re.sub(r"^\[Gloo\].*\n", "", ending.output, flags=re.M)
+        _, *parts = re.split(r"^(\w+):\n", told, flags=re.M)
+        outputs = dict(zip(parts[::2], parts[1::2], strict=True))
+        assert list(outputs) == list(tasks)
+        assert_marked(outputs["marked"])
+        assert_none_does_what_one_cannot(outputs["in_folders_of_their_own"], is_first)
+    assert_saved_are_same(backend, 2, CASES.values(), tmp_path)
+
+
+def assert_none_does_what_one_cannot(output, is_first):
+    """And where all is well the first process alone saves both pieces."""
+    saved = "2" if is_first else "0"
+    for line, message in zip(output.splitlines(), [*(message for _, message in ALONE.values()), saved], strict=True):
+        assert message in line
+
+
+@SLOW
+def test_three_processes_fit_what_one_does(backend, tmp_path):
+    # Those that are compiled go to the end, below.
+    assert_all_same(backend, 3, [spec for spec in CASES.values() if not spec.jit], tmp_path)
 
 
 @SLOW
@@ -114,15 +190,19 @@ def test_compiled_batches_and_parts_that_are_not_whole(backend, tmp_path):
     assert_all_same(backend, 3, [CASES[name].replace({"jit": True}) for name in cases], tmp_path, jit=False)
 
 
-@pytest.mark.parametrize("jit", [pytest.param(True, marks=SLOW), False], ids=["compiled", "eager"])
-def test_the_hand_written_rule_is_what_processes_use(backend, jit, tmp_path):
-    # The gradients of c and d pass through the rule; those of a and b do not.
-    ASYMMETRIC.replace({"steps": 1, "jit": jit}).to_toml(tmp_path / "spec.toml")
+def assert_marked(output):
+    """The gradients of c and d pass through the rule; those of a and b do not."""
+    true, marked = json.loads(output.splitlines()[-1])
+    for name, factor in {"a": 1, "b": 1, "c": 4, "d": 4}.items():
+        assert marked[name] == pytest.approx(factor * true[name], rel=1e-10), name
+
+
+@SLOW
+def test_the_hand_written_rule_is_what_compiled_processes_use(backend, tmp_path):
+    ASYMMETRIC.replace({"steps": 1}).to_toml(tmp_path / "spec.toml")
     for ending in run_worker(backend, 2, "marked", tmp_path / "spec.toml"):
         assert ending.code == 0, ending.errors
-        true, marked = json.loads(ending.output.splitlines()[-1])
-        for name, factor in {"a": 1, "b": 1, "c": 4, "d": 4}.items():
-            assert marked[name] == pytest.approx(factor * true[name], rel=1e-10), name
+        assert_marked(ending.output)
 
 
 @SLOW
@@ -161,6 +241,12 @@ def test_processes_must_go_on_alike():
     require_same([Outset(spec, "", True, 20), Outset(spec, "", True, 20)])
     with pytest.raises(InputError, match=r"steps is 2000 in process 0 and 10 in process 1; give all of them one"):
         require_same([Outset(spec, "", False, 0), Outset(spec.replace({"steps": 10}), "", False, 0)])
+    with pytest.raises(InputError, match=r"devices is 2 in process 0 and 4 in process 1; give all of them one"):
+        require_same([Outset(spec.replace({"devices": devices}), "", False, 0) for devices in (2, 4)])
+    with pytest.raises(InputError, match=r"process 0 has a checkpoint and process 1 has none; give all of them the"):
+        require_same([Outset(spec, "", saves, 0) for saves in (True, False)])
+    with pytest.raises(InputError, match=r"process 1 has a checkpoint and process 0 has none"):
+        require_same([Outset(spec, "", saves, 0) for saves in (False, True)])
     with pytest.raises(InputError, match=r"the checkpoint has 20 steps in process 0 and 0 in process 2; give a dir"):
         require_same([Outset(spec, "", True, 20), Outset(spec, "", True, 20), Outset(spec, "", True, 0)])
 
@@ -192,6 +278,7 @@ def test_devices_of_several_processes(tmp_path):
     )
 
 
+@SLOW
 def test_torchrun(tmp_path):
     # The command of the README, in the environment of these tests.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
@@ -221,8 +308,7 @@ def test_more_devices_than_there_are(backend):
     message = "devices = 3, and there are 1 processes"
     with pytest.raises(InputError, match=message):
         load(backend).fit(TrainingSpec(devices=3))
-    command = [sys.executable, "-m", "torchp3", "--devices", "3"]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = call("torchp3", "--devices", "3")
     assert finished.returncode == 2
     assert finished.stderr == (
         "torchp3: devices = 3, and there are 1 processes, each for one device; start as many: "
@@ -258,44 +344,7 @@ def test_a_run_goes_on_in_any_number_of_processes_of_either_framework(backend, f
 # --- what goes wrong
 
 
-SHORT = {"steps": 4, "log_every": 2, "jit": False}
-PIECE = "000000000002.safetensors"
-ALONE = {  # what is wrong in the second process alone: a change to the specification, and what both say
-    "another file": (
-        {"data": {"file": "points.csv"}},
-        "points.csv has other points in process 1 than in process 0; give",
-    ),
-    "no file": ({"data": {"file": "missing.csv"}}, "missing.csv: cannot be read: No such file or directory"),
-    "a point that the other one has not": (
-        {"data": {"file": "large.csv"}},
-        "large.csv: row 2 is too large for float32",
-    ),
-    "a run of another specification": ({"seed": 1}, "is of another run: seed is 0 there and 1 here"),
-    "a run that is further on": ({}, "the checkpoint has 0 steps in process 0 and 2 in process 1; give a directory"),
-}
-
-
-def test_what_one_process_cannot_do_no_process_does_and_the_first_one_saves(backend, tmp_path):
-    first, second = tmp_path / "0", tmp_path / "1"
-    for folder in (first, second):
-        for run in ALONE:
-            (folder / run).mkdir(parents=True)
-        (folder / "large.csv").write_text("x,y\n0,0\n1,1e39\n")
-        (folder / "points.csv").write_text(f"x,y\n0,0\n1,{folder.name}\n")
-    (first / "missing.csv").write_text("x,y\n0,0\n1,1\n")
-    load(backend).fit(TrainingSpec(**SHORT), checkpoint=Checkpoint(tmp_path / "run"))
-    for run in ("a run of another specification", "a run that is further on"):
-        shutil.copy(tmp_path / "run" / PIECE, second / run)
-    cases = [*((SHORT | changes, run) for run, (changes, _) in ALONE.items()), (SHORT, "all is well")]
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    endings = run_worker(backend, 2, "in_folders_of_their_own", tmp_path / "cases.json")
-    for saved, ending in zip("20", endings, strict=True):
-        assert ending.code == 0, ending.errors
-        told = [line for line in ending.output.splitlines() if not line.startswith("[Gloo]")]
-        for line, message in zip(told, [*(message for _, message in ALONE.values()), saved], strict=True):
-            assert message in line
-
-
+@SLOW
 def test_what_one_process_alone_comes_to_it_says_at_once(backend, tmp_path):
     patience = patience_for(usual_seconds(backend, *EAGER))
     begin = time.monotonic()
@@ -333,6 +382,7 @@ def test_an_interrupt_of_one_process_ends_all(backend, saves, tmp_path):
         assert f"{package}: process 0 of 2 has lost process 1, which ended" in first.errors
 
 
+@SLOW
 def test_processes_with_other_specifications(backend):
     endings = run_commands(backend, [["--no-jit", "--steps", "10"], ["--no-jit", "--steps", "20"]])
     for ending in endings:
@@ -340,18 +390,32 @@ def test_processes_with_other_specifications(backend):
         assert "steps is 10 in process 0 and 20 in process 1; give all of them one" in ending.errors
 
 
+@SLOW
 def test_processes_with_other_devices():
     for ending in run_commands("jax", [["--devices", "2"], ["--devices", "4"]]):
         assert ending.code == 2
         assert "devices is 2 in process 0 and 4 in process 1; give all of them one" in ending.errors
 
 
+@SLOW
 def test_processes_of_which_one_has_a_checkpoint(backend, tmp_path):
     for ending in run_commands(backend, [["--checkpoint", tmp_path / "run"], []]):
         assert ending.code == 2
         assert "process 0 has a checkpoint and process 1 has none; give all of them the same" in ending.errors
 
 
+def test_where_one_process_cannot_compile_none_does(backend, monkeypatch):
+    train = import_module(f"{BACKENDS[backend].package}.fitting.train")
+
+    def gather(_, value):  # as if another process had answered the other way
+        return [value, not value] if isinstance(value, bool) else [value]
+
+    monkeypatch.setattr(train, "gather", gather)
+    with pytest.raises(InputError, match="some compile the loop and some cannot; have all compile, or give jit = fal"):
+        load(backend).fit(TrainingSpec(**SHORT))
+
+
+@SLOW
 def test_processes_of_which_one_cannot_compile(backend):
     # The process that cannot compile waits for the other one, which on a busy machine compiles for over a minute.
     task = ["command", "--steps", "20"]
@@ -364,9 +428,19 @@ def test_processes_of_which_one_cannot_compile(backend):
 
 
 def test_many_starts_are_no_fit_to_share(backend):
+    spec = TrainingSpec(devices=2)
+    with pytest.raises(InputError, match="devices = 2, and many fits at once are by one device, in one process; leave"):
+        load(backend).fit_starts(spec, random_starts(spec, 5))
+
+
+@SLOW
+def test_processes_of_many_starts(backend):
     for ending in run_commands(backend, [["--starts", "5"]] * 2):
         assert ending.code == 2
         assert "devices = 2, and many fits at once are by one device, in one process; leave devices" in ending.errors
+
+
+FRAMEWORKS_OWN = ("Number of processes must", "Error initializing torch.distributed", "invalid literal for int")
 
 
 @pytest.mark.parametrize(
@@ -398,12 +472,16 @@ def test_processes_that_are_told_nonsense(changes, message):
     backend = "jax" if next(iter(changes)).startswith("JAX") else "torch"
     environment = {name: value for name, value in (environments(backend, 2)[0] | changes).items() if value is not None}
     package = BACKENDS[backend].package
-    finished = subprocess.run([sys.executable, "-m", package], env=environment, capture_output=True, text=True)
+    if message.startswith(FRAMEWORKS_OWN):  # which the framework says while it connects, once in a process
+        finished = subprocess.run([sys.executable, "-m", package], env=environment, capture_output=True, text=True)
+    else:
+        finished = call(package, env=environment, clear=True)
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"{package}: {message}")
     assert finished.stderr.count("\n") == 1
 
 
+@SLOW
 def test_a_process_that_never_comes(backend):
     # Of two, each of which waits for the other and a third.
     patience, usual = 4, usual_seconds(backend, *EAGER)

@@ -12,7 +12,7 @@ from p3 import DivergenceError, InputError, TrainingSpec, compare
 from p3.backends import load
 from p3.fitting.data import Points, make_points
 from p3.fitting.exact import P3, best_fit
-from tests.support.frameworks import with_and_without_marker
+from tests.support.marker import with_and_without_marker
 from tests.support.problems import PROBLEMS, fitted
 
 # What the tutorial prints: the loss before steps 99, 199, ..., 1999, and the coefficients after the last.

@@ -13,7 +13,7 @@ from p3.fitting.data import make_points
 from p3.fitting.exact import P3
 from p3.fitting.starts import StartsResult, random_starts
 from tests.support.commands import QUICK, SCRIPTS, refused, run
-from tests.support.frameworks import with_and_without_marker
+from tests.support.marker import with_and_without_marker
 from tests.support.optimizers import RULES, SCHEDULES, SOME_COMPILED
 from tests.support.problems import PROBLEMS
 

@@ -19,7 +19,8 @@ import torchp3
 import torchp3.operator
 from p3.fitting.exact import P3
 from p3.tolerance import COMPLEX_OPERATOR, HALF_OPERATOR, OPERATOR, Tolerance
-from tests.support.frameworks import forget_compiled, operator_derivative, to_numpy, to_torch
+from tests.support.frameworks import operator_derivative, to_numpy, to_torch
+from tests.support.marker import forget_compiled
 
 ROOTS = [-np.sqrt(3 / 5), 0.0, np.sqrt(3 / 5), -np.sqrt(1 / 5), np.sqrt(1 / 5)]  # of P3, and of P3'
 DTYPES = {

@@ -1,10 +1,8 @@
 """The same questions to both frameworks, with NumPy arrays in and out."""
 
-import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ import torch
 import jaxp3.fitting.train
 import torchp3.fitting.train
 from p3 import FitResult, TrainingSpec
-from p3.backends import BackendName, load
+from p3.backends import BackendName
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -86,25 +84,6 @@ def loss_and_gradients(
         arrays = {name: jnp.asarray(value, x.dtype) for name, value in coefficients.items()}
         value, gradients = jaxp3.fitting.train.loss_and_gradients(arrays, jnp.asarray(x), jnp.asarray(y))
         return float(value), {name: float(gradient) for name, gradient in gradients.items()}
-
-
-def forget_compiled() -> None:
-    """Drop every compiled program, so that the next one is traced anew."""
-    jax.clear_caches()
-    torch.compiler.reset()
-
-
-def with_and_without_marker(backend: BackendName, factor: float, compute: Callable[[], Any]) -> tuple[Any, Any]:
-    """What is computed with the rule as it is, and with its derivative multiplied, each compiled anew."""
-    operator = importlib.import_module(f"{load(backend).__name__}.operator")
-    derivative = operator.derivative
-    forget_compiled()
-    true = compute()
-    forget_compiled()
-    with mock.patch.object(operator, "derivative", lambda x: factor * derivative(x)):
-        marked = compute()
-    forget_compiled()
-    return true, marked
 
 
 def fitted_together(spec: TrainingSpec) -> list[FitResult]:

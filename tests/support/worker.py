@@ -1,4 +1,8 @@
-"""What each process does that test_distributed.py starts: `python -m tests.support.worker BACKEND TASK ARGUMENTS`."""
+"""
+What each process does that test_distributed.py starts: `python -m tests.support.worker BACKEND TASK ARGUMENTS`.
+
+Several tasks have the word `then` between them. What each prints comes after a line with its name.
+"""
 
 import json
 import os
@@ -13,10 +17,11 @@ from p3 import InputError, TrainingSpec, cli
 from p3.backends import BACKENDS, load
 from p3.fitting import training
 from p3.fitting.checkpoint import Checkpoint
+from tests.support.marker import with_and_without_marker
 
 if "PATIENCE" in os.environ:
     training.PATIENCE = int(os.environ["PATIENCE"])
-backend, task, *arguments = sys.argv[1:]
+backend, *words = sys.argv[1:]
 package = load(backend)
 distributed = import_module(f"{BACKENDS[backend].package}.fitting.distributed")
 
@@ -68,8 +73,6 @@ def checkpointed(spec, directory):
 
 def marked(spec):
     """The first update of a fit that all devices share, with the rule as it is, and with its derivative multiplied."""
-    from tests.support.frameworks import with_and_without_marker  # both frameworks, which other tasks have no need of
-
     with_devices = TrainingSpec.from_toml(spec).replace({"devices": distributed.process_count()})
     before = with_devices.start.model_dump()
 
@@ -91,10 +94,15 @@ def memory(points, steps):
     print(1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))
 
 
+THEN = "then"
 TASKS = (fits, marked, in_folders_of_their_own, on_a_full_disk, scheduled, checkpointed, memory)
 
-if task == "command":  # that of the package itself, which connects the processes
-    sys.argv[1:] = arguments
+if words[0] == "command":  # that of the package itself, which connects the processes
+    sys.argv[1:] = words[1:]
     getattr(cli, package.__name__)()
 with distributed.joined(TrainingSpec()):
-    {do.__name__: do for do in TASKS}[task](*arguments)
+    while words:
+        end = words.index(THEN) if THEN in words else len(words)
+        (task, *arguments), words = words[:end], words[end + 1 :]
+        print(f"{task}:")
+        {do.__name__: do for do in TASKS}[task](*arguments)
