@@ -54,6 +54,7 @@ def changed(made):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_not_compiled_is_as_committed():
     with warnings.catch_warnings(action="ignore"):
         made = [modes.table(name, compiled=False) for name in ("torch", "jax")]

@@ -65,10 +65,12 @@ def test_the_asymmetric_problem_keeps_all_gradients_away_from_zero():
     assert len(signs) == 1
 
 
-@pytest.mark.parametrize("points", [2047, 2048, 2049, 5000, 100_000])
-def test_compiled_gradients_are_the_chain_rules_however_many_points_there_are(backend, points):
+# Of one step there is another program in PyTorch than of several, and for many points yet another.
+@pytest.mark.parametrize("steps", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [2047, 2048, 2049, 5000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_compiled_gradients_are_the_chain_rules_however_many_points_there_are(backend, points, steps):
     # Of a compiled step, whose sums are made in blocks in JAX, and by one thread or more in PyTorch.
-    spec = PROBLEMS["asymmetric"].replace({"steps": 1, "data": {"points": points}})
+    spec = PROBLEMS["asymmetric"].replace({"steps": steps, "data": {"points": points}})
     traces = fitted(backend, spec).traces
     before = dict(zip("abcd", traces["coefficients"][0].tolist(), strict=True))
     for name, terms in gradient_terms(before, make_points(spec)).items():

@@ -53,9 +53,10 @@ def assert_together(spec: TrainingSpec) -> None:
     assert a.losses == pytest.approx(b.losses, rel=COEFFICIENTS_APART)
 
 
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", RULES)
-def test_the_frameworks_agree(rule):
-    assert_together(asymmetric(optimizer=RULES[rule], jit=False))
+def test_the_frameworks_agree(rule, steps):
+    assert_together(asymmetric(optimizer=RULES[rule], jit=False, steps=steps))
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,19 @@ print(result.coefficients, "torch._dynamo" in sys.modules or "torch._inductor" i
 """
 
 
+DOUBLE = SPEC.replace({"data": {"points": 100}, "steps": 10, "dtype": "float64"})
+
+
+def test_a_process_that_finds_a_program_does_not_load_the_compiler(tmp_path):
+    fitted = torchp3.fit(DOUBLE)  # which compiles it, if no other test has
+    assert fitted.compiled
+    DOUBLE.to_toml(tmp_path / "spec.toml")
+    command = [sys.executable, "-c", FIT, tmp_path / "spec.toml"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == (f"{fitted.coefficients} False\n", "")  # to the last digit
+
+
+@pytest.mark.slow
 def test_the_next_process_does_not_load_the_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path / "programs"))
     SPEC.to_toml(tmp_path / "spec.toml")
@@ -382,14 +395,26 @@ def test_threads_and_processes_may_need_a_program_at_once(tmp_path, monkeypatch)
     assert outputs[0] == outputs[1]
 
 
-def test_one_program_does_for_all_numbers_of_points_and_steps(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path))
+def assert_all_numbers_of_points_and_steps_compile():
     # Without Dynamo, which takes a size for any or for this one by what else it has traced in this process.
     with torch.compiler.set_stance("fail_on_recompile"):
         for points, steps in [(100, 10), (7, 30), (50, 50), (2, 2), (2000, 100)]:
-            spec = SPEC.replace({"data": {"points": points}, "steps": steps, "log_every": steps, "dtype": "float64"})
+            spec = DOUBLE.replace({"data": {"points": points}, "steps": steps, "log_every": steps})
             compiled, eager = torchp3.fit(spec), torchp3.fit(spec.replace({"jit": False}))
             assert compiled.losses == pytest.approx(eager.losses, rel=1e-12)
+
+
+def test_one_program_does_for_all_numbers_of_points_and_steps(monkeypatch):
+    load = mock.Mock(wraps=program.load)
+    monkeypatch.setattr(train, "load", load)
+    assert_all_numbers_of_points_and_steps_compile()
+    assert len({call.args for call in load.call_args_list}) == 1
+
+
+@pytest.mark.slow
+def test_one_program_is_kept_for_all_numbers_of_points_and_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHP3_CACHE_DIR", str(tmp_path))
+    assert_all_numbers_of_points_and_steps_compile()
     assert len(list(tmp_path.glob("*.pt2"))) == 1
 
 

@@ -12,7 +12,7 @@ from p3.backends import BACKENDS, load
 from p3.fitting.data import make_points
 from p3.fitting.exact import P3
 from p3.fitting.starts import StartsResult, random_starts
-from tests.support.commands import QUICK, SCRIPTS, refused, run
+from tests.support.commands import QUICK, SCRIPTS, call, refused
 from tests.support.marker import with_and_without_marker
 from tests.support.optimizers import RULES, SCHEDULES, SOME_COMPILED
 from tests.support.problems import PROBLEMS
@@ -115,9 +115,20 @@ def test_a_loss_that_was_infinite_counts(backend):
 @pytest.fixture(scope="module")
 def both():
     spec = TrainingSpec(dtype="float64", log_every=2000)
-    return [load(backend).fit_starts(spec, random_starts(spec, 200)) for backend in BACKENDS]
+    return [load(backend).fit_starts(spec, random_starts(spec, 100)) for backend in BACKENDS]
 
 
+def test_both_frameworks_have_the_same_fits():
+    spec = TrainingSpec(dtype="float64", jit=False, steps=60)
+    a, b = (load(backend).fit_starts(spec, random_starts(spec, 20)) for backend in BACKENDS)
+    assert np.array_equal(a.starts, b.starts)
+    assert np.array_equal(a.diverged, b.diverged)
+    assert 0 < a.diverged.sum() < 20
+    assert a.best == b.best
+    np.testing.assert_allclose(a.losses, b.losses, rtol=APART)
+
+
+@pytest.mark.slow
 def test_both_frameworks_come_to_the_same_minima(both):
     a, b = both
     assert np.array_equal(a.starts, b.starts)
@@ -128,6 +139,7 @@ def test_both_frameworks_come_to_the_same_minima(both):
     np.testing.assert_allclose(a.coefficients[a.converged], b.coefficients[a.converged], rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_minima_are_told_apart(both):
     result, _ = both
     assert result.converged[result.best]
@@ -135,12 +147,14 @@ def test_minima_are_told_apart(both):
     assert result.losses[~result.converged].min() > 12
     summary = str(result)
     counts = [int(word) for word in summary.splitlines()[0].split() if word.isdigit()]
-    assert counts == [200, result.converged.sum(), 200 - sum(result.converged | result.diverged), result.diverged.sum()]
+    assert counts == [100, result.converged.sum(), 100 - sum(result.converged | result.diverged), result.diverged.sum()]
     assert summary.splitlines()[2] == "Result: y = {} + {} * P3({} + {} x)".format(*result.coefficients[result.best])
 
 
-def test_a_result_survives_its_file(both, tmp_path):
-    result, _ = both
+def test_a_result_survives_its_file(backend, tmp_path):
+    spec = TrainingSpec(jit=False, steps=60)
+    result = load(backend).fit_starts(spec, random_starts(spec, 20))
+    assert 0 < result.diverged.sum() < 20
     result.save(tmp_path / "many.json")
     loaded = StartsResult.load(tmp_path / "many.json")
     assert loaded.spec == result.spec
@@ -166,9 +180,11 @@ def test_starts_come_from_the_seed():
 # --- the command
 
 
-@pytest.mark.parametrize("command", [pytest.param("torchp3", marks=pytest.mark.slow), "jaxp3"])
+@pytest.mark.parametrize("command", ["torchp3", "jaxp3"])
 def test_the_command_prints_a_summary_and_draws_the_basin(command, tmp_path):
-    finished = run(command, *QUICK, "--starts", "30", "--basin", tmp_path / "b.png", "--output", tmp_path / "many.json")
+    finished = call(
+        command, *QUICK, "--starts", "30", "--basin", tmp_path / "b.png", "--output", tmp_path / "many.json"
+    )
     assert (finished.returncode, finished.stderr) == (0, "")
     counts, best, result = finished.stdout.splitlines()
     assert counts.startswith("30 starts: ")
@@ -182,7 +198,7 @@ def test_the_command_prints_a_summary_and_draws_the_basin(command, tmp_path):
 
 def test_the_command_when_all_diverge(tmp_path):
     picture = tmp_path / "basin.svg"
-    finished = run("jaxp3", *QUICK, "--starts", "3", "--optimizer.learning-rate", "1e9", "--basin", picture)
+    finished = call("jaxp3", *QUICK, "--starts", "3", "--optimizer.learning-rate", "1e9", "--basin", picture)
     assert (finished.returncode, finished.stderr) == (1, "")
     assert (
         finished.stdout == "3 starts: all diverged; try a learning rate below 1e+09, or starts nearer to the answer\n"
@@ -206,7 +222,7 @@ def test_the_command_when_all_diverge(tmp_path):
     ],
 )
 def test_bad_input_gets_one_line(arguments, message, tmp_path):
-    refused(run("jaxp3", *arguments, cwd=tmp_path), message)
+    refused(call("jaxp3", *arguments, cwd=tmp_path), message)
     assert not list(tmp_path.iterdir())
 
 

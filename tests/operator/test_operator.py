@@ -17,6 +17,7 @@ import jaxp3
 import jaxp3.operator
 import torchp3
 import torchp3.operator
+from p3.backends import BACKENDS
 from p3.fitting.exact import P3
 from p3.tolerance import COMPLEX_OPERATOR, HALF_OPERATOR, OPERATOR, Tolerance
 from tests.support.frameworks import operator_derivative, to_numpy, to_torch
@@ -57,11 +58,11 @@ def points(dtype: str) -> np.ndarray:
 
 
 @cache
-def truth(dtype: str, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The exact derivative at the points, from mpmath, as a sum of two arrays; and the largest term's size."""
+def truth(dtype: str, order: int, every: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The exact derivative, from mpmath, as a sum of two arrays, and the largest term's size; `every` of the points."""
     with mpmath.workprec(400):
         coefficients = [mpmath.mpf(float(c)) for c in (P3.deriv(order) if order else P3).coef[::-1]]
-        x = points(dtype)
+        x = points(dtype)[::every]
         wide = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64).tolist()
         exact = [mpmath.polyval(coefficients, mpmath.mpmathify(value)) for value in wide]
         number = complex if x.dtype.kind == "c" else float
@@ -72,18 +73,37 @@ def truth(dtype: str, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(high), np.array(low), size
 
 
+def asked(*cases):
+    """
+    Each way of asking for some derivative in some dtype; `cases` are pairs of the two.
+
+    To compile in PyTorch takes seconds, each time. The default is one dtype of each kind: single precision, half
+    precision, which is computed in a wider one, and complex numbers; the second derivative is that of the first alone.
+    """
+    by_default = [*itertools.product(["float32"], range(3)), *itertools.product(["bfloat16", "complex64"], range(2))]
+    return pytest.mark.parametrize(
+        ("backend", "jit", "dtype", "order"),
+        [
+            pytest.param(
+                *(backend, jit, *case),
+                marks=pytest.mark.slow if backend == "torch" and jit and case not in by_default else [],
+                id="-".join([backend, "compiled" if jit else "eager", *map(str, case)]),
+            )
+            for backend, jit, case in itertools.product(BACKENDS, (True, False), cases)
+        ],
+    )
+
+
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
-@pytest.mark.parametrize(
-    ("dtype", "order"),
-    # Not the second derivative of complex numbers: PyTorch's first is conjugated, so the next is no polynomial.
-    [*itertools.product(REAL, (0, 1, 2)), *itertools.product(COMPLEX, (0, 1))],
-)
-def test_value_and_derivatives_are_the_polynomials(backend, order, dtype, jit):
+# Not the second derivative of complex numbers: PyTorch's first is conjugated, so the next is no polynomial.
+@asked(*itertools.product(REAL, (0, 1, 2)), *itertools.product(COMPLEX, (0, 1)))
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_value_and_derivatives_are_the_polynomials(backend, order, dtype, jit, every):
     kind, tolerance = DTYPES[dtype]
-    x = points(dtype)
+    x = points(dtype)[::every]
     answer = operator_derivative(backend, order, jit)(x)
     assert (answer.dtype, answer.shape) == (x.dtype, x.shape)
-    high, low, size = truth(dtype, order)
+    high, low, size = truth(dtype, order, every)
     if kind.kind == "c" and order == 1 and backend == "torch":
         answer = answer.conj()
     wide = answer.astype(np.complex128 if kind.kind == "c" else np.float64)
@@ -93,8 +113,8 @@ def test_value_and_derivatives_are_the_polynomials(backend, order, dtype, jit):
 @pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
 def test_the_bound_is_no_wider_than_it_must_be(backend, dtype):
     kind, tolerance = DTYPES[dtype]
-    high, low, size = truth(dtype, 0)
-    error = np.abs((operator_derivative(backend, 0, False)(points(dtype)).astype(high.dtype) - high) - low)
+    high, low, size = truth(dtype, 0, 10)
+    error = np.abs((operator_derivative(backend, 0, False)(points(dtype)[::10]).astype(high.dtype) - high) - low)
     assert (error / bound(tolerance, kind, size)).max() > 0.25
 
 
@@ -112,8 +132,9 @@ def test_exact_answers(backend, x, value, slope, dtype):
     assert operator_derivative(backend, 1, False)(at) == slope
 
 
-def test_third_derivatives_are_exact(backend, dtype, jit):
-    np.testing.assert_array_equal(operator_derivative(backend, 3, jit)(points(dtype)[:1000]), 15)
+@asked(("float32", 3), ("float64", 3))
+def test_third_derivatives_are_exact(backend, order, dtype, jit):
+    np.testing.assert_array_equal(operator_derivative(backend, order, jit)(points(dtype)[:1000]), 15)
 
 
 def test_eager_frameworks_agree_to_the_bit_and_compiled_ones_within_the_bound():
@@ -127,8 +148,8 @@ def test_eager_frameworks_agree_to_the_bit_and_compiled_ones_within_the_bound():
             assert np.all(difference <= bound(OPERATOR, x.dtype, np.maximum(*terms)))
 
 
-@pytest.mark.parametrize("dtype", REAL)
-def test_special_values(backend, dtype, jit):
+@asked(*itertools.product(REAL, (0, 1)))
+def test_special_values(backend, order, dtype, jit):
     kind = DTYPES[dtype][0]
     info = ml_dtypes.finfo(kind)
     tiny = float(info.tiny)
@@ -139,20 +160,20 @@ def test_special_values(backend, dtype, jit):
     slope = np.array([-1.5, -1.5, np.inf, np.inf, np.nan, np.inf, -1.5, -1.5], kind)
     if backend == "jax" and dtype != "float16":
         value[-1] = -0.0  # XLA's arithmetic on a CPU takes subnormal numbers for 0; half precision it widens first
-    for order, exact in enumerate((value, slope)):
-        answer = operator_derivative(backend, order, jit)(x).astype(np.float64)  # exact, and NumPy knows its NaN
-        np.testing.assert_array_equal(answer, exact.astype(np.float64))
-        np.testing.assert_array_equal(np.signbit(answer[x == x]), np.signbit(exact[x == x]))  # a NaN's is no matter
+    exact = (value, slope)[order]
+    answer = operator_derivative(backend, order, jit)(x).astype(np.float64)  # exact, and NumPy knows its NaN
+    np.testing.assert_array_equal(answer, exact.astype(np.float64))
+    np.testing.assert_array_equal(np.signbit(answer[x == x]), np.signbit(exact[x == x]))  # a NaN's is no matter
 
 
-@pytest.mark.parametrize("dtype", REAL)
-def test_overflows_only_where_the_result_does(backend, dtype, jit):
+@asked(*itertools.product(REAL, (0,)))
+def test_overflows_only_where_the_result_does(backend, order, dtype, jit):
     kind = DTYPES[dtype][0]
     info = ml_dtypes.finfo(kind)
     edge = np.cbrt(np.longdouble(float(info.max)) / np.longdouble(2.5))
     room = 4 * np.longdouble(float(info.eps))
     x = np.array([float(edge * (1 - room)), float(edge * (1 + room))], kind)
-    inside, outside = operator_derivative(backend, 0, jit)(x)
+    inside, outside = operator_derivative(backend, order, jit)(x)
     assert 0 < inside < np.inf
     assert outside == np.inf
 
@@ -312,14 +333,15 @@ def test_gradcheck(dtype):
     )
 
 
+@pytest.mark.parametrize("every", [10, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("f", "modes"), [(jaxp3.legendre_p3, ("rev",)), (jaxp3.legendre_p3_custom_jvp, ("fwd", "rev"))]
 )
-def test_check_grads(f, modes):
+def test_check_grads(f, modes, every):
     # On scalars, since check_grads multiplies its tolerance by the number of elements. With a step of 3e-6, finite
     # differences of third order, in float64, come to 4e-9.
     with jax.enable_x64(True):
-        for x in checked_points("float64")[::2]:
+        for x in checked_points("float64")[::every]:
             jax.test_util.check_grads(f, (x,), order=3, modes=modes, atol=1e-8, rtol=1e-8, eps=3e-6)
 
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # In a process of its own, since the check is put in while a package is imported. torch.compile cannot trace it.
 PROGRAM = """
 from jaxtyping import TypeCheckError, install_import_hook
@@ -26,6 +28,7 @@ for wrong in ("1", torch.zeros(2, dtype=torch.int64)):
 """
 
 
+@pytest.mark.slow
 def test_what_passes_through_is_what_the_signatures_say():
     finished = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert finished.stdout == "refused\nrefused\n"  # so the check was in

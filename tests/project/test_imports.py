@@ -8,11 +8,13 @@ import pytest
 FRAMEWORKS = {"torch", "jax"}
 
 
-def imported_by(statements: str) -> set[str]:
-    """The frameworks that are loaded after the statements."""
-    program = f"import sys\n{statements}\nprint(*sorted({FRAMEWORKS} & set(sys.modules)))"
+def imported_by(*statements: str) -> list[set[str]]:
+    """The frameworks that are loaded after each of the statements, which run in one process."""
+    program = "import sys\n" + "\n".join(
+        f"{statement}\nprint(*sorted({FRAMEWORKS} & set(sys.modules)))" for statement in statements
+    )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(finished.stdout.split())
+    return [set(line.split()) for line in finished.stdout.splitlines()]
 
 
 EVERYTHING_IN = "import pkgutil, importlib\n{package} = importlib.import_module('{package}')\n" + (
@@ -21,29 +23,20 @@ EVERYTHING_IN = "import pkgutil, importlib\n{package} = importlib.import_module(
 )
 
 
-@pytest.mark.parametrize(("package", "allowed"), [("p3", set()), ("torchp3", {"torch"}), ("jaxp3", {"jax"})])
-def test_a_package_loads_its_own_framework_alone(package, allowed):
-    assert imported_by(EVERYTHING_IN.format(package=package)) == allowed
+def test_what_both_share_loads_no_framework():
+    assert imported_by(EVERYTHING_IN.format(package="p3")) == [set()]
 
 
-@pytest.mark.parametrize("package", ["torchp3", "jaxp3"])
-def test_a_framework_loads_on_first_use(package):
-    assert imported_by(f"import {package}") == set()
+@pytest.mark.parametrize(("package", "framework", "other"), [("torchp3", "torch", "jax"), ("jaxp3", "jax", "torch")])
+def test_a_package_loads_its_own_framework_alone_on_first_use_and_works_without_the_other(package, framework, other):
+    missing = f"sys.modules['{other}'] = None"
+    fit = f"assert str({package}.fit(p3.TrainingSpec(steps=2, jit=False))).startswith('Result: y = ')"
+    loaded = imported_by(f"import {package}", EVERYTHING_IN.format(package=package), f"{missing}\nimport p3\n{fit}")
+    assert loaded == [set(), {framework}, FRAMEWORKS]  # the last with what is missing
 
 
 def test_the_tests_above_can_fail():
-    assert imported_by("import torch") == {"torch"}
-    assert imported_by("import jaxp3.fitting.train, torchp3.fitting.train") == FRAMEWORKS
-
-
-@pytest.mark.parametrize(("package", "missing"), [("torchp3", "jax"), ("jaxp3", "torch")])
-def test_a_package_works_without_the_other_framework(package, missing):
-    program = (
-        f"import sys; sys.modules['{missing}'] = None\n"
-        f"import p3, {package}; print({package}.fit(p3.TrainingSpec(steps=2, jit=False)))"
-    )
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert finished.stdout.startswith("Result: y = ")
+    assert imported_by("import torch", "import jaxp3.fitting.train") == [{"torch"}, FRAMEWORKS]
 
 
 STATE = """
@@ -57,6 +50,7 @@ state = lambda: (
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_no_global_state():
     # What libraries change by themselves is loaded first: jax and torch add warnings' filters, rich draws a number.
     program = (
