@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from p3 import DivergenceError, InputError, TrainingSpec, compare
-from p3.backends import load
+from p3.backends import BACKENDS, load
 from p3.fitting.data import Points, make_points
 from p3.fitting.exact import P3, best_fit
 from tests.support.marker import with_and_without_marker
@@ -87,6 +87,9 @@ def test_eager_fits_match_to_the_last_step(problem, dtype):
     assert comparison.ok, comparison.verdict
     if dtype == "float64":
         assert_coefficients_match(spec)
+    for backend in BACKENDS:
+        comparison = compare(fitted(backend, spec.replace({"jit": True})), fitted(backend, spec))
+        assert comparison.ok, comparison.verdict
 
 
 def test_compiled_and_eager_match(backend, problem, dtype):
