@@ -38,45 +38,18 @@ def check(pair, **options):
     )
 
 
-# The slowest, for the slow tests.
-SLOW = (
-    "convolution",
-    "matrix product",
-    "rms norm",
-    "scaled sine",
-    "softmax",
-    "scaled sine, a scalar",
-    "scaled sine, broadcast",
-    "layer norm",
-    "softmax of large numbers",
-    "gelu, by tanh",
-    "logsumexp",
-    "softmax of one",
-    "where",
-    "cancelled",
-    "p3, custom_jvp",
-    "clamp at its kinks",
-    "beside the largest",
-    "sawtooth",
-    "quotient",
-    "overflowing alike in float16",
-    "an index",
-    "an index of no dimensions",
-    "atan2",
-    "distance",
-    "high frequency",
-    "mean square",
-    "oscillation without end",
-    "in PyTorch: another rule once compiled",
-)
-
-
-def slowest_marked(names):
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
+AT_ISSUE = ("value", "vjp", "shapes", "special values")  # where frameworks round, flush and end differently
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", slowest_marked(PAIRS))
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_right_port_raises_no_alarm_where_frameworks_differ(name):
+    check(PAIRS[name], only=AT_ISSUE).assert_ok()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAIRS)
 def test_a_right_port_raises_no_alarm(name):
     report = check(PAIRS[name], compiled=False)
     report.assert_ok()
@@ -85,7 +58,9 @@ def test_a_right_port_raises_no_alarm(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", slowest_marked(FAULTY))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (f.check == "compiled")) for name, f in FAULTY.items()]
+)
 def test_a_faulty_port_is_caught_by_the_check_that_should(name):
     faulty = FAULTY[name]
     report = parity.check(faulty.reference, faulty.port, faulty.inputs, only=[faulty.check], **faulty.options)
@@ -154,6 +129,7 @@ def test_the_tutorials_pair_passes_everything_with_full_power():
     assert "torch.compile of torch.func" in report["rule"].note
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_rule_that_a_framework_drops_is_named_with_the_mode():
     # The rule is not the derivative, so that dropping it changes the gradient (pytorch issue 193279).
@@ -164,6 +140,7 @@ def test_a_rule_that_a_framework_drops_is_named_with_the_mode():
     assert finding.explanation == "it is not by the hand-written rule, and is another without it"
 
 
+@pytest.mark.slow
 def test_a_rule_that_is_dropped_and_not_missed_is_named_too():
     report = check(PAIRS["p3, custom_jvp"], only=["rule"])
     assert report["rule"].verdict == "passed"

@@ -28,7 +28,7 @@ def test_it_is_short_and_begins_with_a_check_and_its_output():
     assert len(lines) <= 170
     first = "\n".join(lines[:40])
     assert "p3 check comparisons/softplus.py:Softplus" in first
-    assert "argument 1, against finite differences" in first
+    assert "inputs[1], against finite differences" in first
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

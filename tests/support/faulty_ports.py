@@ -995,7 +995,7 @@ FAULTY = {
         torch_rule(torch.sin, lambda x, v: v * torch.cos(x) * (2 if torch.compiler.is_compiling() else 1)),
         LINE,
         "compiled",
-        "vjp by torch.compile.*: it is 2 times",
+        "torch.compile.*, vjp, inputs, against eager: it is 2 times",
     ),
     "in PyTorch: a gradient asked of the wrong argument": in_torch(
         jnp.multiply,
