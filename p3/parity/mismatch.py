@@ -74,11 +74,17 @@ class Pair(NamedTuple):
         """The difference of each element, in epsilons of the size."""
         return in_epsilons(self.got, self.expected, self.size, precision)
 
-    def beyond(self, precision: str) -> np.ndarray:
-        """Where it is more than the tolerance and the allowance."""
+    def limits(self, precision: str) -> np.ndarray:
+        """How many epsilons of each element's size are no difference: the tolerance, and the allowance."""
+        limit = np.asarray(self.limit(precision))
+        if not np.any(self.allowance):
+            return limit
         with np.errstate(over="ignore"):
-            allowed = self.limit(precision) + self.allowance / unit_of(self.size, precision)
-        return np.asarray(self.epsilons(precision) > allowed)
+            return np.asarray(limit + self.allowance / unit_of(self.size, precision))
+
+    def beyond(self, precision: str) -> np.ndarray:
+        """Where the difference is more than that."""
+        return np.asarray(self.epsilons(precision) > self.limits(precision))
 
 
 def unit_of(size: np.ndarray, precision: str) -> np.ndarray:
@@ -126,19 +132,20 @@ def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> M
     alone; and `shared`, by how many both are, which excuses
     such a difference in float32 too.
     """
-    ladder = {precision: largest(pair.epsilons(precision)) for precision, pair in pairs.items()}
+    measured = {precision: pair.epsilons(precision) for precision, pair in pairs.items()}
+    ladder = {precision: largest(epsilons) for precision, epsilons in measured.items()}
     if own:
         ladder["float32"] = max(ladder.get("float32", 0.0), own)
     worst: Mismatch | None = None
     for precision, pair in pairs.items():
-        beyond = pair.beyond(precision)
+        beyond = measured[precision] > pair.limits(precision)
         if not beyond.any():
             continue
         others = [other for name, other in ladder.items() if name != precision]
         others += [shared] if others and precision == "float32" else []
         limit = pair.limit(precision)
         bound = LADDER.epsilons * max(limit, *others) if others else limit
-        epsilons = np.where(beyond, pair.epsilons(precision), -1.0)
+        epsilons = np.where(beyond, measured[precision], -1.0)
         index = np.unravel_index(int(np.argmax(epsilons)), epsilons.shape)
         found = Mismatch(
             kind="semantic" if epsilons[index] > bound else "rounding",

@@ -1,5 +1,6 @@
 """The checker raises no false alarm, catches every faulty port by the check that should, and says how it knows."""
 
+import inspect
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from p3.parity.result import judged
 from p3.parity.truth import true_vjp
 from tests.support.faulty_ports import FAULTY, jax_rule
 from tests.support.right_pairs import DIFFERENCES, LINE, PAIRS
-from tests.support.sine import Sine
+from tests.support.sine import Sine, Term
 
 # What a report says that a check did, where the check itself has no figures for it.
 UNCOMPILED = [name for name in parity.CHECKS if name != "compiled"]
@@ -205,6 +206,23 @@ def test_nan_and_infinity_never_pass_for_numbers(dtype):
     expected = np.array([np.nan, 1, np.nan, np.inf, 1, np.inf, -0.0, 1]).astype(np.dtype(dtype))
     epsilons = in_epsilons(got, expected, np.full(8, 1e30), dtype)
     np.testing.assert_array_equal(epsilons, [0, np.inf, np.inf, 0, np.inf, np.inf, 0, 0])
+
+
+@pytest.mark.parametrize("f", [jnp.sin, lambda x: jnp.cumsum(x) ** 2], ids=["elementwise", "sums"])
+@pytest.mark.parametrize("name", ["value", "vjp", "vjp of vjp"])
+def test_what_is_near_by_the_results_alone_is_within_the_tolerance(f, name):
+    operator = jaxp3.as_operator(f)
+    case = make_case(operator, operator, LINE)
+    quantity = case.quantity(name)
+    (expected, size), random = (quantity.of(case.reference)[0], case.size(quantity)[0]), np.random.default_rng(0)
+    near = []
+    for epsilons in (1, 8, 30, 64, 1e4):
+        for scale in (np.abs(expected), size, size.max()):
+            got = expected + epsilons * np.finfo(float).eps * scale * random.choice([-1, 1], expected.shape)
+            near.append(case.is_near(got, expected, "float64"))
+            assert not (near[-1] and Pair(got, expected, size).beyond("float64").any())
+    assert set(near) == {True, False}
+    assert not case.is_near(np.where(np.arange(expected.size) == 3, np.nan, expected), expected, "float64")
 
 
 def test_what_hardware_flushes_is_no_difference():
@@ -471,6 +489,8 @@ def test_what_is_compiled_in_jax_is():
 
 
 def test_a_third_framework_fits_in():
+    lines = "".join(map(inspect.getsource, (Term, Sine))).splitlines()
+    assert len([line for line in lines if line.strip()]) <= 40
     assert isinstance(Sine(), parity.Operator)
     report = parity.check(Sine(), torchp3.as_operator(torch.sin), LINE, compiled=False, dtypes=["float32"])
     report.assert_ok()
