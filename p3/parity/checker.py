@@ -201,12 +201,20 @@ def examine(case: Case) -> None:
         operator.hurry(case.inputs, case.cotangents)
     if not case.arguments:
         raise InputError("no input is floating or complex, so that there is no derivative to check; give one that is")
+    paths = case.structure.paths
     for _, operator in case.sides:
-        arguments = operator.arguments(case.inputs)
-        if arguments != case.arguments:
-            raise InputError(f"the sides differentiate arguments {case.arguments} and {arguments}; give both the same")
-        if not all(0 <= i < len(case.inputs) and is_inexact(case.inputs[i]) for i in arguments):
-            raise InputError(f"arguments {arguments} are not all positions of floating or complex inputs")
+        for i in operator.arguments(case.inputs):
+            if not 0 <= i < len(paths):
+                raise InputError(f"there is no argument {i} to differentiate by; there are {', '.join(paths)}")
+            if not is_inexact(case.inputs[i]):
+                dtype = case.inputs[i].dtype
+                raise InputError(f"{paths[i]} is {dtype}, and cannot be differentiated by; choose floating arguments")
+    by_reference, by_port = ([paths[i] for i in operator.arguments(case.inputs)] for _, operator in case.sides)
+    if by_reference != by_port:
+        raise InputError(
+            f"the reference is differentiated by {', '.join(by_reference)}, and the port by {', '.join(by_port)}; "
+            "give arguments= of both the same"
+        )
     for name, inputs in case.awkward.items():
         if [x.dtype.kind for x in inputs] != [x.dtype.kind for x in case.inputs]:
             raise InputError(
