@@ -10,9 +10,10 @@ import torchp3
 import torchp3.fitting.model
 import torchp3.fitting.train
 from p3 import compare
+from p3.backends import load
 from p3.fitting.divergence import ORDER, find, first_divergence, observe
 from p3.fitting.optimizers import Adamw
-from tests.support.problems import PROBLEMS
+from tests.support.problems import PROBLEMS, fitted
 
 TRAIN = {"torch": torchp3.fitting.train, "jax": jaxp3.fitting.train}
 MODEL = {"torch": torchp3.fitting.model, "jax": jaxp3.fitting.model}
@@ -201,19 +202,21 @@ BUGS = {
 }
 
 
-# Each bug in one framework by default, and in the other among the slow tests.
+# Each bug in one framework by default, some steps beyond its first; and among the slow tests in both, to the end.
 @pytest.mark.parametrize(
-    ("backend", "bug"),
+    ("backend", "beyond", "bug"),
     [
-        pytest.param(backend, bug, marks=[pytest.mark.slow] if (number + turn) % 2 else [])
-        for number, bug in enumerate(BUGS)
-        for turn, backend in enumerate(TRAIN)
+        *((list(TRAIN)[number % 2], 10, bug) for number, bug in enumerate(BUGS)),
+        *(pytest.param(backend, 150, bug, marks=pytest.mark.slow) for bug in BUGS for backend in TRAIN),
     ],
 )
-def test_a_bug_is_found_at_its_first_step_as_what_it_is(backend, bug, monkeypatch):
+def test_a_bug_is_found_at_its_first_step_as_what_it_is(backend, beyond, bug, monkeypatch):
     spec, plant, step, quantity, path = BUGS[bug]
+    spec = spec.replace({"steps": min(spec.steps, step + beyond)})
     plant(monkeypatch.setattr, TRAIN[backend], MODEL[backend])
-    comparison = compare(torchp3.fit(spec), jaxp3.fit(spec))
+    # Of the framework without the bug one fit does for all bugs.
+    sides = (load(each).fit(spec) if each == backend else fitted(each, spec) for each in TRAIN)
+    comparison = compare(*sides)
     found = comparison.first_divergence
     assert not comparison.ok
     assert (found.step, found.quantity, found.kind) == (step, quantity, "semantic")
@@ -252,9 +255,19 @@ def test_there_are_as_many_bugs_as_should_be_of_every_quantity():
         {"schedule": {"name": "one_cycle"}, "optimizer": {"name": "adadelta", "learning_rate": 0.1}},
     ],
 )
-@pytest.mark.parametrize("problem", ["asymmetric", pytest.param("tutorial", marks=pytest.mark.slow)])
-def test_what_is_not_changed_is_rounding(problem, dtype, changes):
-    spec = PROBLEMS[problem].replace({"dtype": dtype, "steps": 150, "jit": False, **changes})
+@pytest.mark.parametrize(
+    ("problem", "dtype", "steps"),
+    [
+        ("asymmetric", "float32", 50),
+        *(
+            pytest.param(problem, dtype, 150, marks=pytest.mark.slow)
+            for problem in PROBLEMS
+            for dtype in ("float32", "float64")
+        ),
+    ],
+)
+def test_what_is_not_changed_is_rounding(problem, dtype, steps, changes):
+    spec = PROBLEMS[problem].replace({"dtype": dtype, "steps": steps, "jit": False, **changes})
     a, b = torchp3.fit(spec), jaxp3.fit(spec)
     assert find(a, b) is None
     assert compare(a, b).ok
@@ -299,9 +312,10 @@ def test_what_is_not_changed_is_rounding(problem, dtype, changes):
         },
     ],
 )
-def test_where_rounding_is_more_it_is_rounding(changes):
+@pytest.mark.parametrize("steps", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_where_rounding_is_more_it_is_rounding(steps, changes):
     problem = PROBLEMS["tutorial" if "data" in changes else "asymmetric"]
-    spec = problem.replace({"steps": 200, "log_every": 200, "jit": False, **changes})
+    spec = problem.replace({"steps": steps, "log_every": 200, "jit": False, **changes})
     assert find(torchp3.fit(spec), jaxp3.fit(spec)) is None
 
 
@@ -317,8 +331,12 @@ def test_rounding_that_a_descent_amplifies_is_not_taken_for_a_bug():
     assert "by rounding alone" in comparison.verdict
 
 
-def test_a_float32_bug_is_found_again_in_float64(monkeypatch):
-    spec = SGD.replace({"dtype": "float32"})
+FEW_STEPS_OR_ALL = pytest.mark.parametrize("steps", [10, pytest.param(150, marks=pytest.mark.slow)])
+
+
+@FEW_STEPS_OR_ALL
+def test_a_float32_bug_is_found_again_in_float64(steps, monkeypatch):
+    spec = SGD.replace({"dtype": "float32", "steps": steps})
     BUGS["d's gradient's sign"][1](monkeypatch.setattr, torchp3.fitting.train, torchp3.fitting.model)
     result = torchp3.fit(spec)
     found = compare(result, jaxp3.fit(spec)).first_divergence
@@ -327,8 +345,9 @@ def test_a_float32_bug_is_found_again_in_float64(monkeypatch):
     assert compare(result, jaxp3.fit(spec)).first_divergence.kind == "not reproduced"
 
 
-def test_what_is_a_few_tolerances_off_in_float32_alone_is_rounding():
-    spec = SGD.replace({"dtype": "float32"})
+@FEW_STEPS_OR_ALL
+def test_what_is_a_few_tolerances_off_in_float32_alone_is_rounding(steps):
+    spec = SGD.replace({"dtype": "float32", "steps": steps})
     a, b = torchp3.fit(spec), jaxp3.fit(spec)
     traces = {name: values.copy() for name, values in a.traces.items()}
     traces["learning_rate"][:3] *= 1 + 10 * np.finfo("float32").eps
@@ -356,8 +375,9 @@ def test_data_must_be_the_same_to_the_last_bit():
     assert data._replace(got=np.nextafter(data.got, np.inf)).beyond("float64").all()
 
 
-def test_without_traces_it_says_what_to_do():
-    spec = SGD.replace({"trace": False})
+@FEW_STEPS_OR_ALL
+def test_without_traces_it_says_what_to_do(steps):
+    spec = SGD.replace({"trace": False, "steps": steps})
     a = torchp3.fit(spec)
     other = a.model_validate(a.model_dump() | {"losses": 2 * a.losses})
     assert not compare(a, other).ok

@@ -1,4 +1,4 @@
-"""`p3 check`, run as a user runs it, and the inputs and functions that it takes by name."""
+"""`p3 check`, called here or run as a user runs it, and the inputs and functions that it takes by name."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from p3.commands.check import two_devices
 from p3.parity.checks.derivatives import text_of
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 from p3.parity.page import plot_errors
-from tests.support.commands import SCRIPTS, refused, run
+from tests.support.commands import EITHER_WAY, SCRIPTS, call, refused, run
 from tests.support.problems import COMPARISONS
 
 P3 = ["torchp3:legendre_p3", "jaxp3:legendre_p3", "--input", "linspace(-3, 3, 51)"]
@@ -34,25 +34,30 @@ EXAMPLE = [f"{COMPARISONS / 'softplus.py'}:{name}" for name in ("Softplus", "sof
 EXAMPLE_INPUTS = ["--input", "linspace(-3, 3, 101)", "--input", "1.5"]
 
 
-def test_a_right_port_exits_with_0_and_is_quiet_in_a_pipe():
-    finished = run("p3", "check", *P3, "--no-compiled")
+@pytest.mark.parametrize(
+    ("command", "only"),
+    [(call, ["--only", "value", "--only", "vjp"]), pytest.param(run, [], marks=pytest.mark.slow)],
+    ids=["here", "in a process"],
+)
+def test_a_right_port_exits_with_0_and_is_quiet_in_a_pipe(command, only):
+    finished = command("p3", "check", *P3, "--no-compiled", *only)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "The port is right" in finished.stdout
 
 
-def test_the_readmes_example_is_caught_and_explained():
-    finished = run("p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "value", "--only", "vjp")
+@EITHER_WAY
+def test_the_readmes_example_is_caught_and_explained(command):
+    finished = command("p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "value", "--only", "vjp")
     assert finished.returncode == 1
     readme = (COMPARISONS.parent / "README.md").read_text()
     (quoted,) = re.findall(r"```\n(vjp: the port, inputs\[1\].*?)\n```", readme, re.DOTALL)
     assert " ".join(quoted.split()) in " ".join(finished.stdout.split())
 
 
-def test_reports(tmp_path):
+@EITHER_WAY
+def test_reports(command, tmp_path):
     for name in ("report.json", "report.html"):
-        finished = run(
-            "p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "vjp", "--report", tmp_path / name
-        )  # fmt: skip
+        finished = command("p3", "check", *EXAMPLE, *EXAMPLE_INPUTS, "--only", "vjp", "--report", tmp_path / name)
         assert finished.returncode == 1, finished.stderr
     assert json.loads((tmp_path / "report.json").read_text())["checks"][0]["verdict"] == "failed"
     page = (tmp_path / "report.html").read_text()
@@ -78,10 +83,17 @@ def test_the_page_draws_what_is_wrong_in_one_output_alone():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("inputs", [(np.linspace(-3, 3, 5), np.array(1.5)), (np.array([-2.0, np.pi]), np.array(0.5))])
-def test_each_snippet_is_a_program_that_prints_what_was_got(inputs, tmp_path):
+@pytest.mark.parametrize(
+    ("inputs", "only"),
+    [
+        ((np.linspace(-3, 3, 5), np.array(1.5)), ["vjp", "vjp of vjp", "special values"]),
+        pytest.param((np.linspace(-3, 3, 5), np.array(1.5)), None, marks=pytest.mark.slow),
+        pytest.param((np.array([-2.0, np.pi]), np.array(0.5)), None, marks=pytest.mark.slow),
+    ],
+)
+def test_each_snippet_is_a_program_that_prints_what_was_got(inputs, only, tmp_path):
     sides = (package.as_operator(load_function(name)) for package, name in zip((torchp3, jaxp3), EXAMPLE, strict=True))
-    report = parity.check(*sides, inputs, compiled=False)
+    report = parity.check(*sides, inputs, only=only, compiled=False)
     shown = [f for check in report.failed for f in check.findings if f.snippet]
     assert {finding.mismatch.precision for finding in shown} >= {"float64", "float32"}
     for finding in shown:
@@ -90,9 +102,10 @@ def test_each_snippet_is_a_program_that_prints_what_was_got(inputs, tmp_path):
             exec(finding.snippet, {})
         got = complex(printed.getvalue())
         assert np.isclose(got, finding.mismatch.got, rtol=1e-6, equal_nan=True), finding.snippet
-    (tmp_path / "shown.py").write_text(shown[0].snippet)
-    finished = run(sys.executable, tmp_path / "shown.py")
-    assert finished.returncode == 0, finished.stderr
+    if only is None:
+        (tmp_path / "shown.py").write_text(shown[0].snippet)
+        finished = run(sys.executable, tmp_path / "shown.py")
+        assert finished.returncode == 0, finished.stderr
 
 
 def test_a_snippet_has_the_options_of_the_operator():
@@ -157,6 +170,7 @@ named = Named()
 """
 
 
+@EITHER_WAY
 @pytest.mark.parametrize(
     ("sides", "said"),
     [
@@ -165,9 +179,9 @@ named = Named()
         (["exits:named", "jax.numpy:cos"], "a function has called sys.exit(None)"),
     ],
 )
-def test_a_function_that_exits_is_no_success(tmp_path, sides, said):
+def test_a_function_that_exits_is_no_success(command, tmp_path, sides, said):
     (tmp_path / "exits.py").write_text(EXITS)
-    refused(run("p3", "check", *sides, "--input", "linspace(0, 1, 9)", "--only", "value", cwd=tmp_path), said)
+    refused(command("p3", "check", *sides, "--input", "linspace(0, 1, 9)", "--only", "value", cwd=tmp_path), said)
 
 
 def test_a_closed_form_that_exits_is_an_input_error():
@@ -216,7 +230,8 @@ def test_progress_is_shown_on_a_terminal():
     assert b"value" in shown
 
 
-def test_keywords_frameworks_and_closed_forms(tmp_path):
+@EITHER_WAY
+def test_keywords_frameworks_and_closed_forms(command, tmp_path):
     (tmp_path / "my_ops.py").write_text(
         "import torch, numpy as np\n"
         "def scaled(x, factor=1): return factor * torch.sin(x)\n"
@@ -233,7 +248,7 @@ def test_keywords_frameworks_and_closed_forms(tmp_path):
         "--only",
         "value",
     ]
-    finished = run("p3", "check", *both, *options, cwd=tmp_path)
+    finished = command("p3", "check", *both, *options, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "the closed form" in finished.stdout
 
@@ -314,14 +329,16 @@ def test_devices_are_asked_for_while_jax_is_imported_and_where_nobody_else_does(
         assert os.environ["JAX_NUM_CPU_DEVICES"] == "3"
 
 
-def test_a_function_that_exits_is_bad_input(tmp_path):
+@EITHER_WAY
+def test_a_function_that_exits_is_bad_input(command, tmp_path):
     (tmp_path / "my_ops.py").write_text("import sys\ndef f(x): sys.exit(0)\n")
-    finished = run("p3", "check", "my_ops:f", "torch:sin", "--input", "[1.0]", cwd=tmp_path)
+    finished = command("p3", "check", "my_ops:f", "torch:sin", "--input", "[1.0]", cwd=tmp_path)
     assert finished.returncode == 2
     assert "SystemExit" in finished.stderr
     assert finished.stderr.count("\n") == 1
 
 
+@EITHER_WAY
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -345,8 +362,14 @@ def test_a_function_that_exits_is_bad_input(tmp_path):
         (["torch:matmul", "jax.numpy:matmul", "--input", "ones([2, 3])"], "matmul (PyTorch"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
-    refused(run("p3", "check", *arguments, cwd=tmp_path), message)
+def test_bad_input_is_one_line_and_exit_code_2(command, arguments, message, tmp_path):
+    refused(command("p3", "check", *arguments, cwd=tmp_path), message)
+
+
+def test_bad_input_is_exit_code_2_of_a_process():
+    # Of two that load no framework.
+    refused(run("p3", "check", "torch:sin", "jax.numpy:sin"), "Missing option '--input'")
+    refused(run("p3", "check", "torch:sin", "jax.numpy:sin", "--input", "1.0", "--only", "vpj"), "is not one of")
 
 
 @pytest.mark.parametrize(

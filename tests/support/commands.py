@@ -30,9 +30,10 @@ def call(name, *arguments, cwd=".", env=None, clear=False):
     What `run` returns, from the command's entry point called in this process, where the frameworks are loaded.
 
     `env` is added to the environment, or with `clear` is all of it. Warnings are what they are in a new process, and
-    not the errors that they are in a test.
+    not the errors that they are in a test. Modules that it imports from `cwd` are forgotten, as a process would.
     """
     command = [name, *map(str, arguments)]
+    loaded = set(sys.modules)
     with (
         chdir(cwd),
         mock.patch.object(sys, "argv", command),
@@ -44,7 +45,17 @@ def call(name, *arguments, cwd=".", env=None, clear=False):
         warnings.simplefilter("ignore", DeprecationWarning)
         with pytest.raises(SystemExit) as ended:
             getattr(cli, name)()
+    for module in set(sys.modules) - loaded:
+        file = getattr(sys.modules[module], "__file__", None)
+        if cwd != "." and file and Path(file).is_relative_to(cwd):
+            del sys.modules[module]
     return subprocess.CompletedProcess(command, ended.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+# By default in this process, and among the slow tests as a user runs it, where `p3 check` has two devices of JAX's.
+EITHER_WAY = pytest.mark.parametrize(
+    "command", [call, pytest.param(run, marks=pytest.mark.slow)], ids=["here", "in a process"]
+)
 
 
 def refused(finished, message, code=2):
