@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from tests.support.problems import PROBLEMS
 
 @pytest.fixture(scope="session", autouse=True)
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What PyTorch compiles is compiled by these tests, and shared by all their processes and those that they start."""
+    """What is compiled is compiled by these tests, and shared by all their processes and those that they start."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
@@ -22,6 +23,15 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv(variable, str(base / variable))
         # Of what calls the kernels, which is most of a program and computes nothing.
         patch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+        # JAX compiles each operation anew in each process, and keeps by itself only what takes a second.
+        for option, value in {
+            "jax_compilation_cache_dir": str(base / "JAX_COMPILATION_CACHE_DIR"),
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }.items():
+            patch.setenv(option.upper(), str(value))
+            if "jax" in sys.modules:  # which reads the environment when it is imported
+                sys.modules["jax"].config.update(option, value)
         yield
 
 

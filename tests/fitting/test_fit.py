@@ -98,33 +98,47 @@ def test_compiled_and_eager_match(backend, problem, dtype):
     assert comparison.ok, comparison.verdict
 
 
-def test_the_first_update_is_the_gradients(backend, jit):
+# PyTorch compiles another program of one step alone, which takes it seconds.
+STEPS = pytest.mark.parametrize("steps", [2, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@STEPS
+def test_the_first_update_is_the_gradients(backend, jit, steps):
     # One step of plain descent from a start where all gradients are exact: P3(1) = 1, P3'(1) = 6, y = 0.
     spec = TrainingSpec().replace(
         {
             "data": {"points": 2, "low": -1.0, "high": 1.0, "target": "sin"},
             "start": {"a": 0.0, "b": 1.0, "c": 0.0, "d": 1.0},
             "optimizer": {"learning_rate": 0.125},
-            "steps": 1,
+            "steps": steps,
             "dtype": "float64",
             "jit": jit,
         }
     )
     residual = 1 - np.sin(1.0)  # at x = 1, and its negative at x = −1
     result = load(backend).fit(spec)
-    assert result.losses == pytest.approx([2 * residual**2], rel=1e-15)
-    assert result.coefficients["a"] == pytest.approx(0, abs=1e-15)
-    assert result.coefficients["b"] == pytest.approx(1 - 0.125 * 4 * residual, rel=1e-15)
-    assert result.coefficients["c"] == pytest.approx(0, abs=1e-15)
-    assert result.coefficients["d"] == pytest.approx(1 - 0.125 * 24 * residual, rel=1e-15)
+    after = after_one_step(result)
+    assert result.losses[0] == pytest.approx(2 * residual**2, rel=1e-15)
+    assert after["a"] == pytest.approx(0, abs=1e-15)
+    assert after["b"] == pytest.approx(1 - 0.125 * 4 * residual, rel=1e-15)
+    assert after["c"] == pytest.approx(0, abs=1e-15)
+    assert after["d"] == pytest.approx(1 - 0.125 * 24 * residual, rel=1e-15)
 
 
-def test_the_hand_written_rule_is_what_fit_uses(backend, jit):
+def after_one_step(result):
+    """The coefficients."""
+    if result.spec.steps == 1:
+        return result.coefficients
+    return dict(zip("abcd", result.traces["coefficients"][1].tolist(), strict=True))
+
+
+@STEPS
+def test_the_hand_written_rule_is_what_fit_uses(backend, jit, steps):
     # The gradients of c and d pass through the rule; those of a and b do not.
-    spec = PROBLEMS["asymmetric"].replace({"steps": 1, "dtype": "float64", "jit": jit})
+    spec = PROBLEMS["asymmetric"].replace({"steps": steps, "dtype": "float64", "jit": jit})
 
     def first_update():
-        after = load(backend).fit(spec).coefficients
+        after = after_one_step(load(backend).fit(spec))
         return {name: after[name] - before for name, before in spec.start.model_dump().items()}
 
     true, marked = with_and_without_marker(backend, 4, first_update)
@@ -132,13 +146,26 @@ def test_the_hand_written_rule_is_what_fit_uses(backend, jit):
         assert marked[name] == pytest.approx(factor * true[name], rel=1e-10), name
 
 
-@pytest.mark.parametrize(("steps", "log_every"), [(1, 100), (7, 3), (6, 3), (5, 1), (4, 4), (3, 2)])
-def test_pieces_add_up(backend, steps, log_every):
+@pytest.mark.parametrize(
+    ("backend", "steps", "log_every", "jit"),
+    [
+        # By default not the pieces of one step that PyTorch compiles another program for.
+        pytest.param(
+            *(backend, *pieces, jit),
+            marks=pytest.mark.slow if backend == "torch" and jit and pieces not in [(6, 3), (4, 4)] else [],
+        )
+        for backend in BACKENDS
+        for pieces in [(1, 100), (7, 3), (6, 3), (5, 1), (4, 4), (3, 2)]
+        for jit in (True, False)
+    ],
+)
+def test_pieces_add_up(backend, steps, log_every, jit):
     # However the steps are cut into pieces, they are the steps of one long fit, and progress names each piece's last.
-    spec = PROBLEMS["asymmetric"].replace({"dtype": "float64", "steps": steps, "log_every": log_every})
+    spec = PROBLEMS["asymmetric"].replace({"dtype": "float64", "steps": steps, "log_every": log_every, "jit": jit})
     seen = []
     result = load(backend).fit(spec, lambda step, loss: seen.append((step, loss)))
-    whole = fitted(backend, PROBLEMS["asymmetric"].replace({"dtype": "float64"}))
+    long = {} if jit else {"steps": 10, "log_every": 10}
+    whole = fitted(backend, PROBLEMS["asymmetric"].replace({"dtype": "float64", "jit": jit, **long}))
     np.testing.assert_allclose(result.losses, whole.losses[:steps], rtol=1e-14)
     assert seen == [(step, result.losses[step]) for step in spec.logged_steps()]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from p3.backends import BACKENDS
 from p3.fitting.data import make_points
 from p3.fitting.exact import P3, gradient_terms
 from p3.tolerance import GRADIENT
@@ -65,9 +66,20 @@ def test_the_asymmetric_problem_keeps_all_gradients_away_from_zero():
     assert len(signs) == 1
 
 
-# Of one step there is another program in PyTorch than of several, and for many points yet another.
-@pytest.mark.parametrize("steps", [2, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("points", [2047, 2048, 2049, 5000, pytest.param(100_000, marks=pytest.mark.slow)])
+# Of one step there is another program in PyTorch than of several, and for more than 4096 points yet another; each takes
+# it seconds to compile.
+@pytest.mark.parametrize(
+    ("backend", "points", "steps"),
+    [
+        pytest.param(
+            *(backend, points, steps),
+            marks=pytest.mark.slow if steps == 1 or points == 100_000 or (backend, points) == ("torch", 5000) else [],
+        )
+        for backend in BACKENDS
+        for points in (2047, 2048, 2049, 5000, 100_000)
+        for steps in (2, 1)
+    ],
+)
 def test_compiled_gradients_are_the_chain_rules_however_many_points_there_are(backend, points, steps):
     # Of a compiled step, whose sums are made in blocks in JAX, and by one thread or more in PyTorch.
     spec = PROBLEMS["asymmetric"].replace({"steps": steps, "data": {"points": points}})
