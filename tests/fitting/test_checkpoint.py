@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from p3 import FitResult, InputError
 from p3.backends import BACKENDS, load
 from p3.fitting.checkpoint import Checkpoint
-from tests.support.commands import call, run
+from tests.support.commands import EITHER_WAY, call
 from tests.support.optimizers import RULES
 from tests.support.problems import PROBLEMS
 
@@ -109,8 +109,9 @@ def test_a_run_that_is_done_is_only_read(tmp_path):
     assert again.seconds["run"] == 0
 
 
-def test_float32_goes_on_to_the_bit(backend, tmp_path):
-    spec = asymmetric(dtype="float32", optimizer=RULES["adam"])
+@pytest.mark.parametrize(("steps", "log_every"), [(20, 8), pytest.param(80, 30, marks=pytest.mark.slow)])
+def test_float32_goes_on_to_the_bit(backend, steps, log_every, tmp_path):
+    spec = asymmetric(dtype="float32", optimizer=RULES["adam"], steps=steps, log_every=log_every)
     Checkpoint(tmp_path).begin(spec)
     with pytest.raises(KeyboardInterrupt):
         resume(backend, tmp_path, spec, pieces=1)
@@ -527,14 +528,15 @@ def test_an_interrupt_ends_with_the_piece_and_says_how_to_go_on(backend, tmp_pat
     assert int(paths[-1].stem) == last + 1
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("earlier", [False, True], ids=["", "of an earlier version"])
-def test_the_command_goes_on_with_the_runs_own_specification(earlier, tmp_path):
+def test_the_command_goes_on_with_the_runs_own_specification(earlier, command, tmp_path):
     load("torch").fit(asymmetric(), checkpoint=tmp_path)
     (tmp_path / "000000000080.safetensors").unlink()
     if earlier:
         (tmp_path / BEGINNING).unlink()
     resumed = ["jaxp3", "--checkpoint", tmp_path, "--resume"]
-    finished = call(*resumed) if earlier else run(*resumed)
+    finished = command(*resumed)
     assert finished.stdout.startswith("79 "), finished.stderr
     other = call(*resumed, "--steps", "90")
     assert other.returncode == 2

@@ -144,11 +144,18 @@ def write_folders(backend, folder):
     return folder / "cases.json"
 
 
-def test_two_processes(backend, tmp_path):
+# PyTorch's processes compile a program of their own, which takes seconds.
+@pytest.mark.parametrize(
+    ("backend", "compiled"),
+    [("jax", True), ("torch", False), pytest.param("torch", True, marks=SLOW)],
+    ids=["jax", "torch, eager", "torch"],
+)
+def test_two_processes(backend, compiled, tmp_path):
     """One after the other, since to start the processes is most of the time."""
     ASYMMETRIC.replace({"steps": 1, "jit": False}).to_toml(tmp_path / "marked.toml")
+    specs = [spec for spec in CASES.values() if compiled or not spec.jit]
     tasks = {
-        "fits": [write_specs(CASES.values(), tmp_path), tmp_path],
+        "fits": [write_specs(specs, tmp_path), tmp_path],
         "marked": [tmp_path / "marked.toml"],
         "in_folders_of_their_own": [write_folders(backend, tmp_path)],
     }
@@ -162,7 +169,7 @@ def test_two_processes(backend, tmp_path):
         assert list(outputs) == list(tasks)
         assert_marked(outputs["marked"])
         assert_none_does_what_one_cannot(outputs["in_folders_of_their_own"], is_first)
-    assert_saved_are_same(backend, 2, CASES.values(), tmp_path)
+    assert_saved_are_same(backend, 2, specs, tmp_path)
 
 
 def assert_none_does_what_one_cannot(output, is_first):
@@ -293,6 +300,7 @@ def test_torchrun(tmp_path):
     assert_same(FitResult.load(tmp_path / "result.json"), fitted("torch", CASES["eager"].replace({"log_every": 100})))
 
 
+@pytest.mark.parametrize("backend", [pytest.param("torch", marks=SLOW), "jax"])
 def test_what_is_shown_and_written_is_so_once(backend, tmp_path):
     flags = ["--steps", "20", "--log-every", "10", "--no-jit", "--output"]
     first, second = run_commands(backend, [[*flags, tmp_path / "result.json"], [*flags, tmp_path / "other.json"]])
@@ -464,7 +472,11 @@ FRAMEWORKS_OWN = ("Number of processes must", "Error initializing torch.distribu
         ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x; give a whole number"),
         ({"RANK": None}, "Error initializing torch.distributed using env:// rendezvous: environment variable RANK exp"),
         ({"RANK": "2"}, "RANK=2 of WORLD_SIZE=2; count the processes from 0"),
-        ({"MASTER_PORT": "x"}, "invalid literal for int() with base 10: 'x'; start all processes by torchrun"),
+        pytest.param(
+            {"MASTER_PORT": "x"},
+            "invalid literal for int() with base 10: 'x'; start all processes by torchrun",
+            marks=SLOW,  # one that PyTorch says in a process of its own does by default
+        ),
     ],
     ids=lambda value: " ".join(f"{name}={told}" for name, told in value.items()) if isinstance(value, dict) else "",
 )

@@ -38,10 +38,13 @@ def assert_each_is_its_own_fit(backend, spec, count=5, spread=0.1):
 SOME = ["adam, weight decay, clipped norm"]
 
 
+FEW_OR_MANY = pytest.mark.parametrize(("count", "steps"), [(2, 10), pytest.param(5, 30, marks=pytest.mark.slow)])
+
+
+@FEW_OR_MANY
 @pytest.mark.parametrize("rule", [pytest.param(rule, marks=[] if rule in SOME else pytest.mark.slow) for rule in RULES])
-def test_each_is_the_fit_from_its_start(backend, rule):
-    spec = FEW.replace({"optimizer": RULES[rule], "jit": False, "steps": 10 if backend == "jax" else 30})
-    assert_each_is_its_own_fit(backend, spec)
+def test_each_is_the_fit_from_its_start(backend, rule, count, steps):
+    assert_each_is_its_own_fit(backend, FEW.replace({"optimizer": RULES[rule], "jit": False, "steps": steps}), count)
 
 
 @pytest.mark.slow
@@ -50,9 +53,10 @@ def test_each_is_the_fit_from_its_start_compiled(backend, rule):
     assert_each_is_its_own_fit(backend, FEW.replace({"optimizer": RULES[rule]}))
 
 
-def test_schedules_and_batches_are_the_same_for_each(backend):
-    changes = {"schedule": SCHEDULES["warm_restarts"], "batch_size": 128, "seed": 3, "jit": False, "steps": 20}
-    assert_each_is_its_own_fit(backend, FEW.replace(changes))
+@FEW_OR_MANY
+def test_schedules_and_batches_are_the_same_for_each(backend, count, steps):
+    changes = {"schedule": SCHEDULES["warm_restarts"], "batch_size": 128, "seed": 3, "jit": False, "steps": steps + 5}
+    assert_each_is_its_own_fit(backend, FEW.replace(changes), count)
 
 
 @pytest.mark.slow

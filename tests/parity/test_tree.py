@@ -73,8 +73,10 @@ def in_jax(params, x, *, scale=2.0):
 PARAMETERS = {"w": W, "b": [B, None]}
 
 
-def test_a_right_port_of_nested_inputs_and_results_passes():
-    report = p3.check(torch=in_torch, jax=in_jax, inputs={"params": PARAMETERS, "x": X, "scale": 3}, compiled=False)
+@pytest.mark.parametrize("only", [["value", "vjp", "jvp", "rule"], pytest.param(None, marks=pytest.mark.slow)])
+def test_a_right_port_of_nested_inputs_and_results_passes(only):
+    inputs = {"params": PARAMETERS, "x": X, "scale": 3}
+    report = p3.check(torch=in_torch, jax=in_jax, inputs=inputs, only=only, compiled=False)
     report.assert_ok()
     assert report.first is None
     assert report.differences == ()

@@ -35,6 +35,7 @@ def test_a_package_loads_its_own_framework_alone_on_first_use_and_works_without_
     assert loaded == [set(), {framework}, FRAMEWORKS]  # the last with what is missing
 
 
+@pytest.mark.slow
 def test_the_tests_above_can_fail():
     assert imported_by("import torch", "import jaxp3.fitting.train") == [{"torch"}, FRAMEWORKS]
 
