@@ -23,6 +23,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv(variable, str(base / variable))
         # Of what calls the kernels, which is most of a program and computes nothing.
         patch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+        # That the compiler knows this processor is otherwise tried in every process, which takes seconds.
+        patch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
         # JAX compiles each operation anew in each process, and keeps by itself only what takes a second.
         for option, value in {
             "jax_compilation_cache_dir": str(base / "JAX_COMPILATION_CACHE_DIR"),

@@ -220,19 +220,24 @@ def test_a_framework_that_is_not_installed_in_a_new_process(module, command, hin
 
 
 @pytest.mark.parametrize(
-    ("command", "variable", "value", "reason"),
+    ("start", "command", "variable", "value", "reason"),
     [
         pytest.param(
-            *("torchp3", "CXX", "no-such-compiler", "No working C++ compiler found"),
+            *(run, "torchp3", "CXX", "no-such-compiler", "No working C++ compiler found"),
             marks=pytest.mark.slow,  # test_program.py has the same by default
         ),
-        ("torchp3", "TORCH_COMPILE_DISABLE", "1", "TORCH_COMPILE_DISABLE is set"),
-        ("jaxp3", "JAX_DISABLE_JIT", "1", "jax_disable_jit is set"),
+        (call, "torchp3", "TORCH_COMPILE_DISABLE", "1", "TORCH_COMPILE_DISABLE is set"),
+        pytest.param(
+            *(run, "torchp3", "TORCH_COMPILE_DISABLE", "1", "TORCH_COMPILE_DISABLE is set"), marks=pytest.mark.slow
+        ),
+        (run, "jaxp3", "JAX_DISABLE_JIT", "1", "jax_disable_jit is set"),  # which JAX reads when it is imported
     ],
 )
-def test_what_cannot_be_compiled_runs_eagerly_and_says_so_in_one_line(command, variable, value, reason, tmp_path):
+def test_what_cannot_be_compiled_runs_eagerly_and_says_so_in_one_line(
+    start, command, variable, value, reason, tmp_path
+):
     environment = {variable: value, "TORCHP3_CACHE_DIR": str(tmp_path / "cache")}
-    finished = run(command, "--steps", "20", "--output", tmp_path / "result.json", env=environment)
+    finished = start(command, "--steps", "20", "--output", tmp_path / "result.json", env=environment)
     refused(finished, f"{command}: jit = true, but the loop runs eagerly: {reason}", code=0)
     assert finished.stdout.splitlines()[-1].startswith("Result: ")
     assert not FitResult.load(tmp_path / "result.json").compiled

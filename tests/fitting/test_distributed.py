@@ -144,12 +144,8 @@ def write_folders(backend, folder):
     return folder / "cases.json"
 
 
-# PyTorch's processes compile a program of their own, which takes seconds.
-@pytest.mark.parametrize(
-    ("backend", "compiled"),
-    [("jax", True), ("torch", False), pytest.param("torch", True, marks=SLOW)],
-    ids=["jax", "torch, eager", "torch"],
-)
+# What is compiled is of several processes alone, and takes them seconds.
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=SLOW)], ids=["eager", "compiled too"])
 def test_two_processes(backend, compiled, tmp_path):
     """One after the other, since to start the processes is most of the time."""
     ASYMMETRIC.replace({"steps": 1, "jit": False}).to_toml(tmp_path / "marked.toml")
