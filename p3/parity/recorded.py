@@ -170,7 +170,12 @@ class Recorded(Function):
 
     def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
         """As the function's."""
-        return self.function.output_paths(inputs)
+        try:
+            return self.function.output_paths(inputs)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the function is called once more, and may raise this time
+            raise refusal_of(error, Place(self.side, "value")) from error
 
     def undisturbed(self) -> AbstractContextManager[object]:
         """As the function's."""

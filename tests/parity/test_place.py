@@ -1,11 +1,16 @@
 """Places are data: words are made of them, and nothing is read out of words."""
 
+import jax.numpy as jnp
 import pytest
+import torch
 
+import jaxp3
+import torchp3
 from p3 import parity
 from p3.parity import checks, result
 from p3.parity.place import Place
 from tests.support.faulty_ports import FAULTY
+from tests.support.right_pairs import LINE
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,25 @@ from tests.support.faulty_ports import FAULTY
 )
 def test_words(place, words):
     assert str(place) == words
+
+
+def test_a_derivative_by_the_cotangent_has_a_place_of_its_own():
+    faulty = FAULTY["detached cotangent"]
+    report = parity.check(faulty.reference, faulty.port, faulty.inputs, only=["vjp of vjp"])
+    places = {finding.place for finding in report["vjp of vjp"].findings}
+    assert {(place.path, place.by) for place in places} == {("output", "cotangent")}
+
+
+def test_a_function_that_gives_other_arrays_later_fails_in_a_line():
+    calls = []
+
+    def fickle(x):
+        calls.append(1)
+        return (torch.sin(x), x) if len(calls) > 20 and len(calls) % 3 == 0 else torch.sin(x)
+
+    report = parity.check(jaxp3.as_operator(jnp.sin), torchp3.as_operator(fickle), LINE, compiled=False)
+    assert not report.ok
+    assert "a function does not give as many arrays" in str(report)
 
 
 CHECKED = {
