@@ -42,6 +42,21 @@ def test_a_wrong_jvp_of_the_jvp_is_named_as_the_references(name):
     report.assert_ok()  # since it is no fault of the port
 
 
+def test_what_else_differs_is_no_mistake_of_the_references():
+    in_torch, in_jax, inputs = WRONG_IN_PYTORCH["layer_norm"]
+    report = parity.check(
+        torchp3.as_operator(lambda x: (in_torch(x), torch.sin(x))),
+        jaxp3.as_operator(lambda x: (in_jax(x), 2 * jnp.sin(x))),
+        inputs,
+        only=["jvp of jvp"],
+    )
+    assert not report.ok
+    assert {(difference.side, difference.path) for difference in report.differences} == {
+        ("reference", "output[0]"),
+        ("port", "output[1]"),
+    }
+
+
 @pytest.mark.parametrize("name", WRONG_IN_PYTORCH)
 def test_a_port_that_has_the_wrong_second_derivative_fails(name):
     in_torch, in_jax, inputs = WRONG_IN_PYTORCH[name]
