@@ -348,7 +348,8 @@ class Case:
     def with_sizes(self, quantity: Quantity, known: Truth) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Size, value and error of each array of a truth; its own size where a side's is less, as where that is 0."""
         for size, value, error in zip(self.size(quantity), known.values, known.errors, strict=True):
-            yield np.maximum(size, np.nan_to_num(np.abs(value), posinf=0.0)), value, error
+            # A size that is NaN, as where the reference's result is, says nothing.
+            yield np.fmax(size, np.nan_to_num(np.abs(value), posinf=0.0)), value, error
 
     def from_truth(self, quantity: Quantity, operator: Recorded, known: Truth) -> Iterator[tuple[int, Mismatch]]:
         """Where a side differs from the truth by more than the truth may itself be off."""
@@ -415,8 +416,8 @@ def rounded(path: str, given: object) -> np.ndarray:
     """An input as an array whose floating numbers are float64, and numbers of float32."""
     try:
         x = np.asarray(given)
-    except ValueError as error:
-        raise InputError(f"{path} is no array: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # PyTorch's, of what requires grad or is bfloat16
+        raise InputError(f"{path} is no array that NumPy can read: {' '.join(str(error).split())}") from error
     if x.dtype.kind not in "fciub" and not is_inexact(x):
         raise InputError(f"{path} is {type(given).__name__} of dtype {x.dtype}; give an array of numbers")
     if is_inexact(x):

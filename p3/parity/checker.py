@@ -68,7 +68,7 @@ def check(
     reference, port : of `torchp3.as_operator` and `jaxp3.as_operator`, in any order
     inputs : an array, a tuple of arguments by position, or a dict of arguments by name; an argument is an array or a
         nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
-    only : names of `CHECKS`; all where none is given
+    only : a name of `CHECKS`, or several; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
     options : closed_form, surrogate, points, awkward, dtypes, compiled and seed, as `Options` has them
 
@@ -101,7 +101,8 @@ def check_names(only: Iterable[str] | None, compiled: bool) -> tuple[str, ...]:
     InputError
         There is no check of a name, or what is compiled is asked for and left out.
     """
-    names = tuple(only or ()) or tuple(name for name in CHECKS if compiled or name != "compiled")
+    every = tuple(name for name in CHECKS if compiled or name != "compiled")
+    names = (only,) if isinstance(only, str) else tuple(only or ()) or every
     for name in names:
         if name not in CHECKS:
             raise InputError(f"there is no check {name!r}; there are {', '.join(map(repr, CHECKS))}")
@@ -203,8 +204,6 @@ def examine(case: Case) -> None:
             raise InputError(
                 f"{operator.name} ({operator.framework}) cannot be called with inputs of {shapes}: {refusal}"
             ) from refusal
-    for _, operator in case.sides:
-        operator.hurry(case.inputs, case.cotangents)
     if not case.arguments:
         raise InputError("no input is floating or complex, so that there is no derivative to check; give one that is")
     paths = case.structure.paths
@@ -221,6 +220,8 @@ def examine(case: Case) -> None:
             f"the reference is differentiated by {', '.join(by_reference)}, and the port by {', '.join(by_port)}; "
             "give arguments= of both the same"
         )
+    for _, operator in case.sides:
+        operator.hurry(case.inputs, case.cotangents)
     for name, inputs in case.awkward.items():
         if [x.dtype.kind for x in inputs] != [x.dtype.kind for x in case.inputs]:
             raise InputError(
@@ -255,7 +256,8 @@ def checked_options(options: Options) -> dict[str, Any]:
             )
         checked["awkward"] = {name: take_apart(inputs, rounded)[0] for name, inputs in options["awkward"].items()}
     if "dtypes" in options:
-        checked["dtypes"] = tuple(options["dtypes"])
+        dtypes = options["dtypes"]
+        checked["dtypes"] = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
         for dtype in checked["dtypes"] or ("none at all",):
             if dtype not in DTYPES:
                 raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")

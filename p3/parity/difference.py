@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from p3.parity.place import EAGER
+
 Kind = Literal["semantic", "rounding", "not reproduced"]
 
 
@@ -27,6 +29,8 @@ class Difference:
     against : what `expected` is by: the other side, the closed form, finite differences
     tolerance : how many epsilons rounding explains; None where no two values were compared
     step : of a training, counted from 0
+    by : "cotangent" or "tangent", where a derivative of second order is by that of the array
+    precision : of the epsilons; empty where no two values were compared
     """
 
     side: str
@@ -42,6 +46,8 @@ class Difference:
     against: str = ""
     tolerance: float | None = None
     step: int | None = None
+    by: str = ""
+    precision: str = ""
 
     def __str__(self) -> str:
         """One sentence."""
@@ -50,6 +56,8 @@ class Difference:
         what = f"{self.quantity} of {self.path}" if self.path else self.quantity
         if self.path.startswith(self.quantity):  # as in "prediction[3]"
             what = self.path
+        what += f" by its {self.by}" if self.by else ""
+        what += f" ({self.mode})" if self.mode != EAGER and self.step is None else ""
         if self.tolerance is None:
             return f"{self.kind}: {step}{side}'s {what}: {self.explanation}"
         return (

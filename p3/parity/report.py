@@ -158,6 +158,8 @@ def difference_of(check: str, finding: Finding) -> Difference:
         explanation=finding.explanation,
         against=finding.against,
         tolerance=None if m is None else m.tolerance,
+        by=finding.place.by,
+        precision="" if m is None else m.precision,
     )
 
 

@@ -35,10 +35,17 @@ def difference(**changes):
         ({}, "semantic: at step 7 JAX's gradient of a is 1.5, and by the chain rule by hand 1: "),
         ({"quantity": "loss", "path": ""}, "semantic: at step 7 JAX's loss is 1.5, and by"),
         ({"quantity": "prediction", "path": "prediction[3]"}, "semantic: at step 7 JAX's prediction[3] is 1.5"),
-        ({"side": "port", "step": None, "path": 'inputs["w"]'}, 'semantic: the port\'s gradient of inputs["w"] is 1.5'),
+        (
+            {"side": "port", "step": None, "path": 'inputs["w"]', "mode": "at 0"},
+            'semantic: the port\'s gradient of inputs["w"] (at 0) is 1.5',
+        ),
+        (
+            {"side": "port", "step": None, "quantity": "vjp of jvp", "by": "tangent", "mode": "eager"},
+            "semantic: the port's vjp of jvp of a by its tangent is 1.5",
+        ),
         (
             {"side": "port", "step": None, "got": None, "expected": None, "epsilons": None, "tolerance": None},
-            "semantic: the port's gradient of a: it is 1.5 times what it should be",
+            "semantic: the port's gradient of a (compiled): it is 1.5 times what it should be",
         ),
     ],
 )

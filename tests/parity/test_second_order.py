@@ -42,6 +42,26 @@ def test_a_wrong_jvp_of_the_jvp_is_named_as_the_references(name):
     report.assert_ok()  # since it is no fault of the port
 
 
+def test_nan_of_the_reference_alone_is_the_references():
+    rows = np.array([[1.0, 0.0, 2.0], [3.0, 4.0, 5.0]])
+    sides = torchp3.as_operator(lambda x: torch.cumprod(x, 1)), jaxp3.as_operator(lambda x: jnp.cumprod(x, 1))
+    report = parity.check(*sides, rows, only="vjp of jvp")
+    assert {difference.side for difference in report.differences} == {"reference"}
+    report.assert_ok()
+
+
+def test_a_second_derivative_that_is_refused_shows_no_detached_residual():
+    distance = torchp3.as_operator(lambda x: torch.cdist(x, x + 1))
+
+    def in_jax(x):
+        return jnp.sqrt(((x[:, None] - x[None] - 1) ** 2).sum(-1))
+
+    report = parity.check(
+        distance, jaxp3.as_operator(in_jax), np.random.default_rng(0).normal(size=(3, 4)), only="power"
+    )
+    assert "detached residual" not in report["power"].note
+
+
 def test_what_else_differs_is_no_mistake_of_the_references():
     in_torch, in_jax, inputs = WRONG_IN_PYTORCH["layer_norm"]
     report = parity.check(

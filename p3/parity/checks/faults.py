@@ -279,7 +279,7 @@ def power(case: Case) -> CheckResult:
     noticed: list[str] = []
     findings: list[Finding] = []
     for fault in FAULTS:
-        if not is_plantable(case, fault):
+        if not is_plantable(case, fault) or (fault.is_detached and second not in quantities):
             continue
         planted = replace(case, port=Recorded(FaultyPort(case.port, fault), "port"))
         if any(differs(planted, quantity) for quantity in quantities) or any(
