@@ -3,8 +3,9 @@
 import functools
 import operator
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import RLock, local
@@ -105,6 +106,7 @@ class ArrayFunction(Function):
     combinators: tuple[Combinator, ...] = ()  # `vjp_of` and `jvp_of`, the innermost first
     one_by_one: bool = False  # the gradient of each output by each argument alone, all others constant
     is_quick: bool = False  # compiled, and kept with what it is a program of
+    traced: str = ""  # what it is a program of, where it is quick
     is_compiled: bool = False
     is_sharded: bool = False  # compiled for arrays that are divided among all devices
     batch: tuple[int, ...] = ()  # the arguments that have one more axis in front
@@ -157,9 +159,23 @@ class ArrayFunction(Function):
         """The same, where the pullback calls `between` between its passes."""
         return replace(self, between=between)
 
-    def quick(self) -> Function:
-        """By `jax.jit`, and kept for the next call; operations are not contracted to a wider precision."""
-        return replace(self, is_quick=True)
+    def quick(self, inputs: Arrays, cotangents: Arrays) -> Function:
+        """By `jax.jit`, and kept for the next call, and for the next check if JAX traces the same then."""
+        return replace(self, is_quick=True, traced=self.text(inputs, cotangents))
+
+    def text(self, inputs: Arrays, cotangents: Arrays) -> str:
+        """What JAX traces the function and its second derivatives to, which is other text once a rule has changed."""
+        tangents = tuple(inputs[i] for i in self.arguments(inputs))
+        texts = []
+        for function, groups in (
+            (self, (inputs,)),
+            (self.pullback().pullback(), (inputs, cotangents, tangents)),
+            (self.pushforward().pushforward(), (inputs, tangents, tangents * 2)),
+        ):
+            with suppress(Exception), self.wide(inputs):  # what cannot be traced is not compiled either
+                traced = jax.make_jaxpr(function.call())(*map(from_arrays, groups))
+                texts += [str(traced), *(str(hash(np.asarray(x).tobytes())) for x in traced.consts)]
+        return re.sub("0x[0-9a-f]+", "", "\n".join(texts))  # without the addresses of Python's objects
 
     def batched(self, arguments: tuple[int, ...]) -> Function:
         """By `jax.vmap`."""

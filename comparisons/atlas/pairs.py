@@ -43,7 +43,7 @@ DIGITS = 50  # of mpmath's numbers, which is far more than float64 has
 class AsUsersCallIt(jaxp3.function.ArrayFunction):
     """A function that is not compiled as a whole: users who do not compile it get the digits that these are."""
 
-    def quick(self) -> Function:
+    def quick(self, inputs: Arrays, cotangents: Arrays) -> Function:
         """The function itself."""
         return self
 

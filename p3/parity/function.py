@@ -90,8 +90,8 @@ class Function(ABC):
         """The same, where the pullback calls `between` between its forward and its backward pass."""
         raise NoMeaningError(f"{self.framework} has nothing between forward and backward pass")
 
-    def quick(self) -> "Function":
-        """The same function, by the fastest way to call it again and again with arrays of the same shapes."""
+    def quick(self, inputs: Arrays, cotangents: Arrays) -> "Function":
+        """The same function, by the fastest way to call it again and again with arrays of the shapes of these."""
         return self
 
     def batched(self, arguments: tuple[int, ...]) -> "Function":

@@ -95,10 +95,11 @@ class Recorded(Function):
         self.root = root or self
         self.results: Results = Results() if root is None else root.results
         self.is_hurried = False  # of the root: whether the quick function stands for the function
+        self.quick_root = function  # of the root: the quick function
 
     def hurry(self, inputs: Arrays, cotangents: Arrays) -> None:
         """From here on call the quick function, if it gives what the function does, but for rounding."""
-        quick = self.function.quick()
+        quick = self.quick_root = self.function.quick(inputs, cotangents)
         if quick is self.function:
             return
         groups = (("value", (inputs,)), ("vjp", (inputs, cotangents)))[: 2 if cotangents else 1]
@@ -112,7 +113,10 @@ class Recorded(Function):
 
     @cached_property
     def _quick(self) -> Function:
-        return self.function.quick()
+        quick = self.root.quick_root
+        for combinator in self.combinators:
+            quick = getattr(quick, combinator)()
+        return quick
 
     @property
     def unrecorded(self) -> Function:
@@ -195,13 +199,11 @@ class Recorded(Function):
 
     def batched(self, arguments: tuple[int, ...]) -> Function:
         """As the function's."""
-        batched = self.function.batched(arguments)
-        return batched.quick() if self.is_hurried else batched
+        return self.unrecorded.batched(arguments)
 
     def transformed(self) -> Mapping[str, Function]:
         """As the function's."""
-        found = self.function.transformed()
-        return {mode: other.quick() if self.is_hurried else other for mode, other in found.items()}
+        return self.unrecorded.transformed()
 
     def compiled(self) -> Mapping[str, Function]:
         """As the function's."""

@@ -488,6 +488,28 @@ def test_what_is_compiled_in_jax_is():
     assert runs == [True]
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["right, then wrong", "wrong, then right"])
+def test_a_function_that_refers_to_something_else_is_checked_anew(first):
+    limits = {True: 6.0, False: 4.0}  # of which the reference's is 6
+    current = {}
+    port = jaxp3.as_operator(lambda x: jnp.where(abs(x) < current["limit"], x * x, 0.0))
+    for is_right in (first, not first):
+        current["limit"] = limits[is_right]
+        assert special(lambda x: torch.where(abs(x) < 6, x * x, 0), port, LINE, points=(5.0,)).verdict == (
+            "passed" if is_right else "failed"
+        )
+
+
+def test_a_second_derivative_that_has_been_mended_is_right():
+    slope = jax.custom_jvp(jnp.cos)
+    sine = jax.custom_jvp(jnp.sin)
+    sine.defjvp(lambda x, dx: (jnp.sin(x[0]), slope(x[0]) * dx[0]))
+    sides = torchp3.as_operator(torch.sin), jaxp3.as_operator(sine)
+    for factor, ok in ((-1.01, False), (-1.0, True)):
+        slope.defjvp(lambda x, dx, factor=factor: (jnp.cos(x[0]), factor * jnp.sin(x[0]) * dx[0]))
+        assert parity.check(*sides, LINE, only=["vjp of vjp", "jvp of jvp"]).ok == ok
+
+
 def test_a_third_framework_fits_in():
     lines = "".join(map(inspect.getsource, (Term, Sine))).splitlines()
     assert len([line for line in lines if line.strip()]) <= 40
@@ -564,8 +586,8 @@ def test_a_function_that_exits_is_refused(as_operator):
 
 def special(f, g, inputs, **options):
     """What `check` says of special values."""
-    sides = torchp3.as_operator(f), jaxp3.as_operator(g)
-    return parity.check(*sides, inputs, only=["special values"], **options)["special values"]
+    port = g if isinstance(g, parity.Function) else jaxp3.as_operator(g)
+    return parity.check(torchp3.as_operator(f), port, inputs, only=["special values"], **options)["special values"]
 
 
 def test_ties_and_other_awkward_inputs_are_checked_where_they_are_named():

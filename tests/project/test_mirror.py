@@ -33,6 +33,8 @@ ONLY_IN = {
     ("torchp3", "SETTINGS"): "JAX has its settings in one place, jax.config",
     ("jaxp3", "ArrayFunction.quick"): "jax.jit takes milliseconds, and torch.compile seconds",
     ("jaxp3", "ArrayFunction.is_quick"): "says whether value calls a program that is kept",
+    ("jaxp3", "ArrayFunction.text"): "says what it is a program of",
+    ("jaxp3", "ArrayFunction.traced"): "says what it is a program of",
     ("jaxp3", "QUICKLY"): "has XLA compile in little time, and round half precision as each operation does alone",
     ("jaxp3", "PROGRAMS"): "how many such programs are kept",
     ("jaxp3", "program"): "keeps them",
