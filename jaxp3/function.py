@@ -160,11 +160,11 @@ class ArrayFunction(Function):
         return replace(self, between=between)
 
     def quick(self, inputs: Arrays, cotangents: Arrays) -> Function:
-        """By `jax.jit`, and kept for the next call, and for the next check if JAX traces the same then."""
+        """By `jax.jit`; the program is kept and used again as long as JAX traces the function to the same text."""
         return replace(self, is_quick=True, traced=self.text(inputs, cotangents))
 
     def text(self, inputs: Arrays, cotangents: Arrays) -> str:
-        """What JAX traces the function and its second derivatives to, which is other text once a rule has changed."""
+        """The jaxprs of the function and of its second derivatives; they change when a rule or a global changes."""
         tangents = tuple(inputs[i] for i in self.arguments(inputs))
         texts = []
         for function, groups in (

@@ -36,7 +36,7 @@ def render(title: str, body: str, **values: object) -> str:
 
 
 def as_svg(figure: Figure) -> str:
-    """The picture, to be put into a page; the same one each time."""
+    """The picture as SVG for a page; the same figure always gives the same text."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     _, begin, rest = text.getvalue().partition("<svg")

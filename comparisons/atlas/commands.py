@@ -116,7 +116,7 @@ def do_all(title: str, do: Callable[[str, Path], None], tasks: Iterable[tuple[st
 
 
 def assemble(names: Iterable[str], parts: Path) -> tuple[Atlas, list[tuple[str, Where]]]:
-    """The atlas of some pairs, and what their explanations explain and is not there."""
+    """The atlas of some pairs, and the entries of their explanations that match no place."""
     pairs = {name: pair for name, pair in load_pairs().items() if name in names}
     parts.mkdir(parents=True, exist_ok=True)
     paths = {name: parts / f"{name}-{fingerprint(pair.model_dump_json())}.json" for name, pair in pairs.items()}

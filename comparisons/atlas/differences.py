@@ -203,7 +203,7 @@ def verdicts(examined: Examined, differences: list[Difference]) -> dict[str, Ver
 
 
 def unused(examined: Mapping[str, Examined], explanations: list[Explanation]) -> Iterator[tuple[str, Where]]:
-    """What explanations explain, of which pair, and no place is, as where a framework has mended it."""
+    """The pairs and entries of explanations that match no place, as after a framework has fixed the difference."""
     for explanation in explanations:
         for name, given in explanation.at.items():
             places = examined[name].places if name in examined else []

@@ -41,7 +41,7 @@ DIGITS = 50  # of mpmath's numbers, which is far more than float64 has
 
 
 class AsUsersCallIt(jaxp3.function.ArrayFunction):
-    """A function that is not compiled as a whole: users who do not compile it get the digits that these are."""
+    """A function that is never compiled as a whole, so that its results are those of users who do not compile it."""
 
     def quick(self, inputs: Arrays, cotangents: Arrays) -> Function:
         """The function itself."""

@@ -154,7 +154,7 @@ class Case:
         return self._sizes.get((quantity.name, digest(quantity.groups)), size)
 
     def is_near(self, got: np.ndarray, expected: np.ndarray, precision: str) -> bool:
-        """Whether two results are within the tolerance of half of what their size is at least, by the results alone."""
+        """Whether two results are surely within the tolerance, by half of a lower bound of the size."""
         size = np.abs(wide(expected))
         size = size if self.elementwise else np.maximum(size, JOINT.value * greatest(size))
         return not Pair(got, expected, size / 2).beyond(precision).any()
@@ -292,7 +292,7 @@ class Case:
         return tuple(np.asarray(y) for _, y in leaves(result, "output") if y is not None or result is None)
 
     def places(self, quantity: Quantity, side: str) -> list[Place]:
-        """Where each array is that a quantity of a side has."""
+        """The place of each array of a quantity, for one side."""
         arguments = [self.structure.paths[i] for i in self.arguments]
         outputs = self.output_paths
         paths = {
@@ -322,11 +322,11 @@ class Case:
             yield k, mismatch
 
     def shared(self, quantity: Quantity, k: int) -> float:
-        """By how many both sides are."""
+        """The smaller of both sides' own float32 rounding errors, in epsilons."""
         return min(self.own(quantity, side, k) for _, side in self.sides)
 
     def own(self, quantity: Quantity, operator: Function, k: int) -> float:
-        """By how many of float32's epsilons one array of a side is off its own float64 answer; 0 where it has none."""
+        """The float32 error of one array of a side from its own float64 result, in epsilons; 0 if it has none."""
         try:
             single, double = (quantity.of(operator, precision)[k] for precision in ("float32", "float64"))
             return largest(in_epsilons(single, double, self.size(quantity)[k], "float32"))

@@ -46,7 +46,7 @@ OF_DERIVATIVES = ("vjp", "jvp", *SECOND, "adjoint", "linearity", "rule", "power"
 OF_FLOATING = ("dtypes", "low precision")
 
 # Arrays of two calls cannot be compared then; what a function raises itself is a refusal.
-FICKLE = "a function does not give as many arrays, of the same shapes, each time that it is called with such inputs"
+FICKLE = "a function does not return the same number of arrays, of the same shapes, in every call with such inputs"
 
 Progress = Callable[[str, int, int], None]
 

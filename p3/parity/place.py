@@ -1,4 +1,4 @@
-"""Where something is: data, of which words are made last."""
+"""Where a check found something, as fields; the words are made from the fields last."""
 
 from typing import NamedTuple
 

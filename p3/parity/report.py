@@ -137,7 +137,7 @@ class ParityReport:
 
 
 def line(check: str, finding: Finding) -> str:
-    """A finding of a check, in a line that names the quantity once."""
+    """A finding in one line, without the quantity if the check has the same name."""
     quantity = "" if finding.place.quantity == check else finding.place.quantity
     return f"{check}: {finding._replace(place=finding.place._replace(quantity=quantity))}"
 

@@ -113,12 +113,12 @@ def judged(name: str, findings: Iterable[Finding], note: str, refusals: Iterable
 
 
 def once(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
-    """Each of them once; by what Python shows of it, since NaN is not equal to itself, and −0 is to 0."""
+    """The refusals without duplicates; compared by repr, since NaN is not equal to itself, and −0 equals 0."""
     return tuple({repr(refusal): refusal for refusal in refusals}.values())
 
 
 def briefly(check: str, finding: Finding) -> str:
-    """What a finding of a check looks like, and where it is, without whose it is."""
+    """The place and the explanation of a finding, without the side."""
     quantity = "" if finding.place.quantity == check else finding.place.quantity
     place = str(finding.place._replace(side="", quantity=quantity))
     return f"{place}: {finding.explanation}" if place else finding.explanation
