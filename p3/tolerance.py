@@ -138,9 +138,9 @@ HALF_PARITY = Tolerance(
 
 HALF_LADDER = Tolerance(
     2,
-    "the largest difference of the same operator in float32 from its float64 answer, in float32's epsilons",
-    "on top of HALF_PARITY: where terms cancel, as in the tails of 1 − tanh², it is as many epsilons in one precision "
-    "as in another, give or take luck",
+    "the difference of the same operator in float32 from its float64 answer, in float32's epsilons",
+    "the largest at an element and at numbers beside it, on top of HALF_PARITY: where terms cancel, as in the tails of "
+    "1 − tanh², it is as many epsilons in one precision as in another, give or take luck",
 )
 
 LADDER = Tolerance(

@@ -310,7 +310,7 @@ def test_what_is_wrong_on_two_devices_alone_is_seen_since_there_are_two(tmp_path
     wide = {"JAX_ENABLE_X64": "1"}  # JAX partitions in threads of its own, which a with-block does not reach
     finished = run(*command, "--only", "compiled", cwd=tmp_path, env=wide)
     assert finished.returncode == 1
-    assert "value by sharded jax.jit: it is up to" in finished.stdout
+    assert "sharded jax.jit, value, output: it is up to" in finished.stdout
     finished = run(*command, cwd=tmp_path, env=wide | {"JAX_NUM_CPU_DEVICES": "1"})
     assert finished.returncode == 0
 

@@ -16,6 +16,8 @@ from p3.parity.truth import sum_to_shape
 from p3.tolerance import HALF_LADDER
 
 HALF = ("float16", "bfloat16")
+BESIDE = 2.0**-18  # how far numbers beside given ones are, as a fraction of these: some epsilons of float32
+DRAWS = 4  # of such numbers
 
 
 def dtypes(case: Case) -> CheckResult:
@@ -78,16 +80,16 @@ def low_precision(case: Case) -> CheckResult:
                 try:
                     given = (inputs, *(at_precision(group, dtype) for group in groups))
                     results = asked(operator, Place(side, name, precision=dtype), *given)
-                    single = quantity.of(operator, "float32")
+                    rounding = float32_rounding(case, quantity, operator)
                     expected = quantity.of(operator)
                 except RefusalError as refusal:
                     if name != "jvp":  # of which the check of the jvp says so
                         refusals.append(refusal.refusal)
                     continue
                 pairs = []
-                for got, lower, should, size in zip(results, single, expected, case.size(quantity), strict=True):
+                for got, own, should, size in zip(results, rounding, expected, case.size(quantity), strict=True):
                     if got.shape == should.shape:
-                        epsilons = HALF_LADDER.epsilons * largest(in_epsilons(lower, should, size, "float32"))
+                        epsilons = HALF_LADDER.epsilons * own
                         ended = np.isinf(wide(at_precision((should,), dtype)[0]))  # beyond the dtype's largest
                         should = np.where(ended, at_precision((should,), dtype)[0].astype(should.dtype), should)
                         pairs.append(Pair(wide(got), wide(should), size, epsilons * epsilon(dtype) * size))
@@ -108,6 +110,27 @@ def low_precision(case: Case) -> CheckResult:
         return CheckResult("low precision", "not applicable", "no half precision to check")
     notes = [f"{dtype} within {epsilons:.2g} of its epsilons" for dtype, epsilons in worst.items()]
     return judged("low precision", findings, "; ".join(notes), refusals)
+
+
+def float32_rounding(case: Case, quantity: Quantity, operator: Function) -> list[np.ndarray]:
+    """
+    By how many epsilons an operator in float32 is off its own float64 answer, for each element of a quantity.
+
+    An elementwise function may by luck be exact at one number, so that it is also computed at numbers beside it. The
+    elements of any other function share their rounding, and each has the largest.
+    """
+    random = case.random()
+    beside = [quantity.moved(random, BESIDE) for _ in range(DRAWS)] if case.elementwise else []
+    worst = [np.zeros(np.shape(size)) for size in case.size(quantity)]
+    for drawn in (quantity, *beside):
+        exact = drawn._replace(groups=tuple(at_precision(group, "float64") for group in drawn.given("float32")))
+        results = zip(worst, exact.of(operator, "float32"), exact.of(operator), case.size(quantity), strict=True)
+        for k, (so_far, single, double, size) in enumerate(results):
+            epsilons = in_epsilons(single, double, size, "float32")
+            if not case.elementwise:
+                epsilons = np.full(epsilons.shape, largest(epsilons))
+            worst[k] = np.maximum(so_far, np.where(np.isfinite(epsilons), epsilons, 0))
+    return worst
 
 
 def shapes(case: Case) -> CheckResult:
