@@ -19,6 +19,7 @@ NO_TOLERANCES = {
         "p3/parity/case.py",
         "MOVES = (2.0**-16, ROUNDING)",
     ): "by how much inputs are moved, to see how a function changes",
+    ("p3/parity/checks/domain.py", "BESIDE = 2.0**-18"): "by how much inputs are moved, to see how a function rounds",
     ("p3/parity/truth.py", "FIRST_STEP = 2.0**-4"): "the first step of finite differences",
     ("p3/parity/truth.py", "FINE_STEP = 2.0**-20"): "the last step of finite differences",
     ("p3/parity/truth.py", "h = 2.0**-60 *"): "the complex step",
