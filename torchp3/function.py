@@ -26,6 +26,7 @@ Transform = Callable[..., Tensors]  # of one group of tensors or several
 Combinator = Callable[[Transform, tuple[int, ...] | None, Callable[[], object]], Transform]
 RULES = ("backward", "vjp", "jvp")  # the methods of an autograd.Function that are derivative rules
 REFUSALS = ("must override the setup_context", "does not have vmap support")  # what PyTorch says of what there is not
+CHANGED = "modified by an inplace operation"  # of what PyTorch says where a backward pass needs what is no more
 
 FORWARD_MODE = RLock()  # PyTorch has one level of forward mode for all threads of a process
 PATIENCE = 600  # seconds to wait for another thread's forward mode
@@ -296,7 +297,14 @@ class ArrayFunction(Function):
         """The function's outputs."""
         is_forward = {jvp_of, functional_jvp_of, jvp_one_by_one} & set(self.combinators)
         with forward_mode() if is_forward else nullcontext(), refusals(), self.scaled_rules(groups[0]):
-            return to_arrays(self.call()(*map(from_arrays, groups)))
+            try:
+                return to_arrays(self.call()(*map(from_arrays, groups)))
+            except RuntimeError as error:
+                if self.combinators != (jvp_of, vjp_of) or CHANGED not in str(error):
+                    raise
+            # PyTorch's jvp of softmax writes into what its own backward pass needs; by torch.func it has a derivative.
+            functional = replace(self, functional=True, combinators=(functional_jvp_of, functional_vjp_of))
+            return to_arrays(functional.call()(*map(from_arrays, groups)))
 
 
 def split(

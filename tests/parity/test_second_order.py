@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.scipy.special import logsumexp
 from torch.nn import functional
 
 import jaxp3
@@ -115,6 +116,20 @@ def test_p3s_second_derivatives_are_right_or_raise(function):
         for a, b in zip(got, arrays, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-14, atol=1e-14)
     assert forward == (2 if function.name == "legendre_p3" and function.framework.startswith("JAX") else 0)
+
+
+@pytest.mark.parametrize(
+    ("in_torch", "in_jax"),
+    [(torch.softmax, jax.nn.softmax), (torch.log_softmax, jax.nn.log_softmax), (torch.logsumexp, logsumexp)],
+)
+def test_where_dual_numbers_cannot_be_gone_back_through_torch_func_is_taken(in_torch, in_jax):
+    report = parity.check(
+        torchp3.as_operator(lambda x: in_torch(x, 0)),
+        jaxp3.as_operator(lambda x: in_jax(x, 0)),
+        np.random.default_rng(0).normal(size=(4, 3)),
+        only="vjp of jvp",
+    )
+    assert report["vjp of jvp"].verdict == "passed"
 
 
 def test_functions_that_are_right_have_no_finding_of_second_order():
