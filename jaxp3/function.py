@@ -219,7 +219,7 @@ class ArrayFunction(Function):
         """Set one of them."""
         jax.config.update(name, value)
 
-    def draw(self) -> None:
+    def reseed(self, seed: int) -> None:
         """JAX's random numbers come from keys, and not from a state."""
         return
 

@@ -266,11 +266,74 @@ CONSTANT = Threshold(
     "ratios or differences that vary by less are described as one factor or one constant",
 )
 
-SINGLE = Tolerance(
+NOISE = Tolerance(
+    0.05,
+    "the size that PARITY names, in float32's epsilons",
+    "a second difference of a function over a small step is that of its curvature, far less than this; of a function "
+    "that computes in float32 inside it is rounding, about half an epsilon",
+)
+
+MOST_NOISE = Tolerance(
     64,
-    "the largest expected element, in float32's epsilons",
-    "a float64 result is described as computed in float32 if it is off by less than so many epsilons of float32, and "
-    "by more than one epsilon divided by so many",
+    "the size that PARITY names, in float32's epsilons",
+    "a second difference that is larger comes of a jump, or of a function that oscillates, and not of rounding",
+)
+
+NOISE_GROWTH = Threshold(
+    8,
+    "the second difference over a step that is smaller by 2⁶",
+    "over the larger step rounding is about the same, a kink's second difference 2⁶ times as large, and a smooth "
+    "function's 2¹² times",
+)
+
+NOISE_JUMP = Threshold(
+    2.0**-8,
+    "the largest element",
+    "a larger second difference is a jump's, as where the winner of two equal elements changes",
+)
+
+NOISY = Threshold(
+    0.25,
+    "the number of elements that are not 0",
+    "where fewer show the noise of float32, it may be a kink or a jump that an input happens to be at",
+)
+
+SMOOTH_DIFFERENCE = Threshold(
+    0.8,
+    "the mean square of the sides' difference, element by element",
+    "where inputs move by a little, the products of a fault's differences have that mean. Measured: 0.9 and more for "
+    "an epsilon, 0 for a formula that is rounded otherwise, and up to 0.6 where the frameworks compute gelu or lgamma "
+    "in float32 by other polynomials",
+)
+
+ONE_CONSTANT = Tolerance(
+    1,
+    "the size that PARITY names, in float32's epsilons",
+    "what a constant that is rounded to float32 makes, which is as smooth as a fault's difference",
+)
+
+LEAST_CONSTANT = Tolerance(
+    1 / 64,
+    "the size that PARITY names, in float32's epsilons",
+    "a constant that is rounded to float32 makes a smaller difference in one case of 32",
+)
+
+FAR_END = Threshold(
+    1e30,
+    "1",
+    "a larger input is a far end of the numbers, unless it is given: powers of it overflow in float32",
+)
+
+SINGLE_SMOOTH = Threshold(
+    1e-3,
+    "the sum of the absolute values of the terms",
+    "as SMOOTH, of a function that computes in float32 inside",
+)
+
+SINGLE_RELIABLE = Threshold(
+    1e-2,
+    "as RELIABLE",
+    "as RELIABLE, of a function that computes in float32 inside",
 )
 
 SINGLE_ELEMENT = Threshold(

@@ -41,6 +41,8 @@ class DataParallelFunction(ArrayFunction):
     vjp of v.
     """
 
+    needs_linear = True
+
     def combined(self, combinator: Combinator) -> ArrayFunction:
         """The vjp, by `backward`, and nothing else."""
         if self.combinators or combinator is not vjp_of:

@@ -231,9 +231,9 @@ class ArrayFunction(Function):
         """Set one of them."""
         SETTINGS[name][1](value)
 
-    def draw(self) -> None:
-        """Draw a random number."""
-        torch.rand(1)
+    def reseed(self, seed: int) -> None:
+        """Set the random state of the CPU."""
+        torch.default_generator.manual_seed(seed)
 
     @contextmanager
     def scaled_rules(self, inputs: Arrays) -> Iterator[None]:
@@ -338,6 +338,8 @@ def vjp_of(f: Transform, differentiable: tuple[int, ...] | None, between: Callab
             is_inner = any(x.requires_grad for x in (*moving, *cotangents))  # what is outside differentiates this
             moving = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in moving)
             results = inexact(f(*merge(moving)))
+            if len(primals) > 1:
+                refuse_once_differentiable(results)
             between()
             return conjugate(pull_back(results, moving, conjugate(cotangents), create_graph=is_inner))
 
@@ -470,6 +472,12 @@ def graph_of(results: Tensors) -> set[Any]:
             seen.add(node)
             waiting += [before for before, _ in node.next_functions]
     return seen
+
+
+def refuse_once_differentiable(results: Tensors) -> None:
+    """Raise NotImplementedError where a rule says that it has no derivative, which `torch.autograd.grad` may not see."""
+    if any(type(node).__name__ == "Error" for node in graph_of(results)):
+        raise NotImplementedError("a backward method is marked with @once_differentiable")
 
 
 def pull_back(results: Tensors, arguments: Tensors, cotangents: Tensors, create_graph: bool = False) -> Tensors:

@@ -14,7 +14,7 @@ from p3.parity.case import Case
 from p3.parity.function import Arrays
 from p3.parity.place import EAGER, Place
 from p3.parity.quantity import Quantity
-from p3.parity.result import CheckResult, Finding, Refusal
+from p3.parity.result import CheckResult, Finding, Refusal, Verdict
 
 SIDES = ("reference", "port")
 PYTORCH_FIRST = dict(zip(SIDES, ("PyTorch", "JAX"), strict=True))
@@ -76,7 +76,7 @@ class Noticed(BaseModel):
 class Cell(BaseModel):
     """What a check of a pair comes to: the checker's verdict, or "error of the checker", and its note."""
 
-    verdict: Literal["passed", "failed", "refused", "not applicable", "error of the checker"]
+    verdict: Verdict | Literal["error of the checker"]
     note: str
 
 
@@ -128,7 +128,7 @@ def places_of(pair: Pair, report: ParityReport, check: CheckResult, names: dict[
             noticed(
                 check.name,
                 finding.place,
-                is_rounding=not finding.is_wrong,
+                is_rounding=finding.kind == "rounding",
                 texts=[named(str(finding), names)],
                 snippet=of_finding(pair, report.case, finding),
             )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import click
@@ -15,6 +16,8 @@ from p3.backends import BACKENDS, BackendName, load
 from p3.commands.files import reportable
 from p3.errors import InputError
 from p3.parity.inputs import load_function, parse_input, parse_keyword
+
+BETWEEN_LINES = 10.0  # seconds
 
 
 def check_command() -> click.Command:
@@ -47,6 +50,18 @@ def check_command() -> click.Command:
             ),
             click.Option(["--closed-form"], metavar="MODULE:FUNCTION", help="The true function, in NumPy."),
             click.Option(["--surrogate"], is_flag=True, help="The rule is intentionally not the derivative."),
+            click.Option(
+                ["--linear/--not-linear"],
+                default=True,
+                help="Whether the rule is linear in its cotangent; one that clips it is not.",
+            ),
+            click.Option(
+                ["--edges"],
+                type=click.Choice(["report", "fail"]),
+                default="report",
+                show_default=True,
+                help="What becomes of differences at infinities, NaN, huge and subnormal numbers.",
+            ),
             click.Option(
                 ["--point", "points"],
                 type=float,
@@ -151,9 +166,33 @@ def two_devices() -> Iterator[None]:
 
 @contextmanager
 def check_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal's standard error, and nothing in a pipe."""
+    """A bar on a terminal's standard error, and in a pipe a line every ten seconds."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        with lines_now_and_then() as progress:
+            yield progress
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
         yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+@contextmanager
+def lines_now_and_then() -> Iterator[Callable[[str, int, int], None]]:
+    """Every ten seconds, a line that says which check runs."""
+    running: list[tuple[str, int, int]] = []
+    ended = Event()
+
+    def tell() -> None:
+        while not ended.wait(BETWEEN_LINES):
+            for name, done, total in running[-1:]:
+                click.echo(f"check {done + 1} of {total}, {name!r}, is running", err=True)
+
+    teller = Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield lambda name, done, total: running.append((name, done, total))
+    finally:
+        ended.set()
+        teller.join()

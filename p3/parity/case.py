@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -16,13 +16,35 @@ from p3.parity.quantity import Groups, Quantity
 from p3.parity.recorded import Recorded, RefusalError, Results, asked, digest
 from p3.parity.tree import Structure, leaves, take_apart
 from p3.parity.truth import Truth
-from p3.tolerance import COMPLEX_STEP, FLOOR, JOINT, JUMP, RELIABLE, TRUTH
+from p3.tolerance import (
+    COMPLEX_STEP,
+    FLOOR,
+    JOINT,
+    JUMP,
+    LADDER,
+    LEAST_CONSTANT,
+    MOST_NOISE,
+    NOISE,
+    NOISE_GROWTH,
+    NOISE_JUMP,
+    NOISY,
+    ONE_CONSTANT,
+    PARITY,
+    RELIABLE,
+    SINGLE_RELIABLE,
+    SMOOTH_DIFFERENCE,
+    TRUTH,
+)
 
 PRECISIONS = ("float64", "float32")
 # By what every input is moved, of itself: to see how the result depends on it, and to see how it is rounded, which can
 # be more, as where 1 − p cancels in the gradient of a softmax that is nearly 1.
 ROUNDING = 2.0**-50
 MOVES = (2.0**-16, ROUNDING)
+NOISE_STEPS = (2.0**-22, 2.0**-16)  # the steps of second differences, of which the smaller crosses float32's numbers
+SMOOTH_STEPS = (2.0**-18, 2.0**-6)  # the steps to see whether a difference changes with the inputs
+DRAWS = 4  # of random steps
+CLOSED = "the closed form"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -33,9 +55,12 @@ class Options(TypedDict, total=False):
     Keys
     ----
     closed_form : f in NumPy, for arrays of float64 or complex128, if there is one
-    surrogate : the rule is on purpose not the derivative, and is held against the other side alone
+    surrogate : the rule is on purpose not the derivative, and is compared with the other side alone
+    linear : whether the rule is linear in its cotangent; False for one that clips it, which is a surrogate as well
     points : more values to check every argument at: kinks, branch points
     awkward : more inputs to check at, by what is awkward about them: ties, nothing at all, a singular matrix
+    edges : "fail" where the far ends of the numbers count as well: infinities, NaN, huge and subnormal numbers; else
+        "report", and what differs there is said alone
     dtypes : in which to check what comes out
     compiled : whether to check compiled modes too, which takes seconds
     seed : of the random cotangents, tangents and directions
@@ -43,8 +68,10 @@ class Options(TypedDict, total=False):
 
     closed_form: Callable[..., object] | None
     surrogate: bool
+    linear: bool
     points: Iterable[float]
     awkward: Mapping[str, object]
+    edges: Literal["report", "fail"]
     dtypes: Iterable[str]
     compiled: bool
     seed: int
@@ -60,7 +87,7 @@ class Case:
     reference, port : the two operators
     inputs : floating ones in float64, rounded to float32 so that both precisions see the same
     structure : what is around the inputs
-    closed_form, surrogate, points, awkward, dtypes, compiled, seed : the `Options`
+    closed_form, surrogate, linear, points, awkward, edges, dtypes, compiled, seed : the `Options`
     changes : what a side's value or vjp changes of the process, by side and method
     """
 
@@ -70,14 +97,22 @@ class Case:
     structure: Structure
     closed_form: Callable[..., object] | None = None
     surrogate: bool = False
+    linear: bool = True
     points: tuple[float, ...] = ()
     awkward: Mapping[str, Arrays] = field(default_factory=dict)
+    edges: Literal["report", "fail"] = "report"
     dtypes: tuple[str, ...] = DTYPES
     compiled: bool = True
     seed: int = 0
     changes: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     _truths: dict[object, Truth] = field(default_factory=dict)
     _sizes: Results = field(default_factory=Results)
+    _single: dict[object, tuple[bool, ...]] = field(default_factory=dict)
+
+    @property
+    def is_derivative(self) -> bool:
+        """Whether the rule is meant to be the derivative."""
+        return self.linear and not self.surrogate
 
     @property
     def sides(self) -> tuple[tuple[str, Recorded], ...]:
@@ -99,11 +134,16 @@ class Case:
         return self.reference.value(self.inputs)
 
     def like(self, arrays: Arrays, salt: int) -> Arrays:
-        """Random numbers of the arrays' shapes, away from 0, with few bits."""
+        """
+        Random numbers of the arrays' shapes, away from 0, with few bits.
+
+        They are odd multiples of 1/32 from 17/32 to 63/32, on both sides of 1, and none of them a number that a rule
+        may clip its cotangent at.
+        """
         random = np.random.default_rng([self.seed, salt])
 
         def real(shape: tuple[int, ...]) -> np.ndarray:
-            return random.choice([-1.0, 1.0], shape) * random.integers(8, 17, shape) / 8
+            return random.choice([-1.0, 1.0], shape) * (2 * random.integers(8, 32, shape) + 1) / 32
 
         return tuple(
             np.asarray(real(x.shape) + 1j * real(x.shape) if x.dtype.kind == "c" else real(x.shape)) for x in arrays
@@ -186,20 +226,137 @@ class Case:
         return tuple(np.maximum(size, JOINT.value * greatest(size)) for size in sizes)
 
     def true(self, quantity: Quantity, operator: Recorded) -> Truth | None:
-        """What a quantity of a side should be by its own values, or by its own vjp for second derivatives."""
+        """
+        What a quantity of a side should be by its own values, or by its own vjp for second derivatives.
+
+        Of a side that computes in float32 inside, finite differences in float64 are mostly rounding: where they do not
+        confirm what it gives, they are taken over steps that are large enough for float32.
+        """
         key = (quantity.name, operator)
         if key not in self._truths:
-            found = self._find_truth(quantity, operator)
+            found = self._find_truth(quantity, operator, truth.EPSILON)
             if found is None:
                 return None
+            is_confirmed = found.method == CLOSED or self._confirms(found, quantity, operator)
+            if not is_confirmed and any(self.is_single(quantity, operator)):
+                found = self._find_truth(quantity, operator, truth.SINGLE)
+                assert found is not None
             self._truths[key] = found
         return self._truths[key]
 
-    def _find_truth(self, quantity: Quantity, operator: Recorded) -> Truth | None:
+    def _confirms(self, known: Truth, quantity: Quantity, operator: Recorded) -> bool:
+        """Whether a truth is known everywhere, and is what a side gives in float64."""
+        results = quantity.of(operator)
+        return [y.shape for y in results] == [y.shape for y in known.values] and all(
+            is_reliable(known, value, error, size, got).all()
+            and not Pair(got, value, size, allowed(error)).beyond("float64").any()
+            for got, (size, value, error) in zip(results, self.with_sizes(quantity, known), strict=True)
+        )
+
+    def is_single(self, quantity: Quantity, operator: Function) -> tuple[bool, ...]:
+        """
+        Whether each array of a quantity is computed in float32 inside, whatever the side is given.
+
+        Rounding shows as noise: a second difference over a small step that is about half an epsilon of float32, and
+        that is no larger over a larger step. Where a function is smooth it is far smaller, and at a jump far larger.
+        """
+        key = quantity.name, digest(quantity.groups), operator
+        if key not in self._single:
+            sizes = self.size(quantity)
+            fine, coarse = (self._second_differences(quantity, operator, by) for by in NOISE_STEPS)
+            found = []
+            for y, size, small, large in zip(quantity.of(operator), sizes, fine, coarse, strict=True):
+                with np.errstate(all="ignore"):
+                    seen = np.isfinite(size) & (size > 0) & (small <= NOISE_JUMP.value * greatest(np.abs(wide(y))))
+                    small, large = (np.where(seen, y / size, 0) / truth.SINGLE for y in (small, large))
+                    noisy = (small > NOISE.epsilons) & (small < MOST_NOISE.epsilons)
+                    noisy &= large < NOISE_GROWTH.value * small
+                found.append(bool(noisy.sum() >= max(1, NOISY.value * seen.sum())))
+            self._single[key] = tuple(found)
+        return self._single[key]
+
+    def _second_differences(self, quantity: Quantity, operator: Function, by: float) -> Arrays:
+        """|f(x + h) − 2f(x) + f(x − h)| of a quantity, the largest over some random steps h, a fraction of x."""
+        still = tuple(map(wide, quantity.of(operator)))
+        largest_of = [np.zeros(y.shape) for y in still]
+        for seed in range(DRAWS):
+            above, below = (
+                tuple(map(wide, quantity.moved(np.random.default_rng([self.seed, seed]), sign * by).of(operator)))
+                for sign in (1, -1)
+            )
+            with np.errstate(all="ignore"):
+                for k, (a, y, b) in enumerate(zip(above, still, below, strict=True)):
+                    largest_of[k] = np.fmax(largest_of[k], np.abs(a - 2 * y + b))
+        return tuple(largest_of)
+
+    def is_smooth(self, quantity: Quantity, k: int) -> bool:
+        """
+        Whether the sides' difference in one array stays as it is where the inputs move by a little.
+
+        That of a fault does: the products of any two such differences have the mean of the squares. That of rounding
+        changes at each move. Of a fault in some elements alone, these are beyond the tolerance of float32.
+        """
+        differences: list[np.ndarray] = []
+        size = self.size(quantity)[k]
+        with np.errstate(all="ignore"):
+            for seed in range(2 * DRAWS):
+                for by in SMOOTH_STEPS:
+                    moved = quantity.moved(np.random.default_rng([self.seed, seed]), by)
+                    port, reference = (wide(moved.of(operator)[k]) for operator in (self.port, self.reference))
+                    differences.append((port - reference) / size)
+            d = np.array([np.where(np.isfinite(x), x, 0) for x in differences])
+            count, squares = len(d), (np.abs(d) ** 2).sum(0)
+            products = (np.abs(d.sum(0)) ** 2 - squares) / (count - 1)
+        moving = squares > 0
+        far = squares > count * (PARITY.epsilons * truth.SINGLE) ** 2
+        return any(
+            some.any() and float((products[some] / squares[some]).mean()) > SMOOTH_DIFFERENCE.value
+            for some in (moving, far)
+        )
+
+    def climb(
+        self,
+        quantity: Quantity,
+        k: int | None,
+        pairs: Mapping[str, Pair],
+        operators: Iterable[Function],
+        own: float = 0.0,
+        shared: float = 0.0,
+    ) -> Mismatch | None:
+        """
+        The precision ladder for one array of a quantity of some sides, or for all of them together where k is None.
+
+        None within the tolerance. What is no rounding in float64 may be rounding in float32, where one of the sides
+        computes in it inside.
+        """
+        mismatch = climb(pairs, own, shared)
+        if mismatch is None or mismatch.kind != "semantic":
+            return mismatch
+        # What a constant makes that is rounded to float32 is as smooth as a fault's difference, and known by its size.
+        if LEAST_CONSTANT.epsilons <= self._off(pairs) <= ONE_CONSTANT.epsilons:
+            return mismatch._replace(kind="single precision")
+        singles = [self.is_single(quantity, operator) for operator in operators]
+        if not any(any(single) if k is None else single[k] for single in singles):
+            return mismatch
+        for name, pair in pairs.items():
+            coarse = pair._replace(inside="float32")
+            most = LADDER.epsilons * coarse.limit(name) - coarse.limit(name) + coarse.limits(name)
+            if (coarse.epsilons(name) > most).any():
+                return mismatch
+        return mismatch._replace(kind="single precision")
+
+    @staticmethod
+    def _off(pairs: Mapping[str, Pair]) -> float:
+        """The largest difference in float64, in epsilons of float32."""
+        if "float64" not in pairs:
+            return 0.0
+        return float(pairs["float64"]._replace(inside="float32").epsilons("float64").max(initial=0.0))
+
+    def _find_truth(self, quantity: Quantity, operator: Recorded, unit: float) -> Truth | None:
         if quantity.name == "value":
             if self.closed_form is None:
                 return None
-            return Truth(self.closed(self.inputs), tuple(np.zeros(y.shape) for y in self.values), "the closed form")
+            return Truth(self.closed(self.inputs), tuple(np.zeros(y.shape) for y in self.values), CLOSED)
 
         unrecorded = operator.unrecorded
 
@@ -220,12 +377,12 @@ class Case:
         elementwise = self.elementwise and len({x.shape for x in self.inputs}) == 1
         got = quantity.of(operator)
         if quantity.name == "jvp of vjp":
-            return truth.true_jvp(gradient, self.inputs, self.arguments, self.tangents)
+            return truth.true_jvp(gradient, self.inputs, self.arguments, self.tangents, unit)
         if quantity.name == "jvp of jvp":
-            return truth.true_jvp(tangent, self.inputs, self.arguments, self.directions)
+            return truth.true_jvp(tangent, self.inputs, self.arguments, self.directions, unit)
         if quantity.name == "vjp of jvp":
             by_arguments = truth.true_vjp(
-                tangent, self.inputs, self.arguments, self.cotangents, elementwise, self.random(), got
+                tangent, self.inputs, self.arguments, self.cotangents, elementwise, self.random(), got, unit
             )
             # The jvp is linear in its tangent, and its transpose is the vjp.
             by_tangents = truth.true_vjp(
@@ -236,29 +393,34 @@ class Case:
                 self.elementwise,
                 self.random(),
                 got[len(self.arguments) :],
+                unit,
             )
             return Truth(
-                by_arguments.values + by_tangents.values, by_arguments.errors + by_tangents.errors, by_arguments.method
+                by_arguments.values + by_tangents.values,
+                by_arguments.errors + by_tangents.errors,
+                by_arguments.method,
+                unit,
             )
         if quantity.name == "vjp of vjp":
             of_arguments = truth.true_vjp(
-                gradient, self.inputs, self.arguments, self.tangents, elementwise, self.random(), got
+                gradient, self.inputs, self.arguments, self.tangents, elementwise, self.random(), got, unit
             )
             # The vjp is linear in its cotangent, and its transpose is the jvp.
-            of_cotangents = truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents)
+            of_cotangents = truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents, unit)
             return Truth(
                 of_arguments.values + of_cotangents.values,
                 of_arguments.errors + of_cotangents.errors,
                 of_arguments.method,
+                unit,
             )
 
         if quantity.name == "jvp":
             return self._sharpen(
-                truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents),
+                truth.true_jvp(inexact, self.inputs, self.arguments, self.tangents, unit),
                 truth.complex_step(inexact, self.inputs, self.arguments, self.tangents),
             )
         found = truth.true_vjp(
-            inexact, self.inputs, self.arguments, self.cotangents, self.elementwise, self.random(), got
+            inexact, self.inputs, self.arguments, self.cotangents, self.elementwise, self.random(), got, unit
         )
         if not (self.elementwise and len(self.arguments) == 1 and len({x.shape for x in self.inputs}) == 1):
             return found
@@ -271,7 +433,11 @@ class Case:
 
     def _sharpen(self, rough: Truth, sharp: Arrays | None) -> Truth:
         """The complex step's result where finite differences bear it out, which is where f is analytic."""
-        if sharp is None or any(a.shape != b.shape for a, b in zip(rough.values, sharp, strict=True)):
+        if (
+            sharp is None
+            or rough.unit != truth.EPSILON
+            or any(a.shape != b.shape for a, b in zip(rough.values, sharp, strict=True))
+        ):
             return rough
         errors = []
         for value, error, exact in zip(rough.values, rough.errors, sharp, strict=True):
@@ -316,9 +482,15 @@ class Case:
         for k, pairs in self.pairs_of_sides(quantity).items():
             if climb(pairs) is None:
                 continue
-            own = [self.own(quantity, side, k) for _, side in self.sides]
-            mismatch = climb(pairs, max(own), min(own))
+            operators = [operator for _, operator in self.sides]
+            own = [self.own(quantity, operator, k) for operator in operators]
+            mismatch = self.climb(quantity, k, pairs, operators, max(own), min(own))
             assert mismatch is not None
+            if mismatch.kind == "single precision" and (
+                any(x.dtype != wide(x).dtype for x in (pairs["float64"].got, pairs["float64"].expected))
+                or (self._off(pairs) > ONE_CONSTANT.epsilons and self.is_smooth(quantity, k))
+            ):  # a result of another dtype is no matter of what is inside, and what is smooth is no rounding
+                mismatch = mismatch._replace(kind="semantic")
             yield k, mismatch
 
     def shared(self, quantity: Quantity, k: int) -> float:
@@ -355,7 +527,7 @@ class Case:
         """Where a side differs from the truth by more than the truth may itself be off."""
         results = {precision: quantity.of(operator, precision) for precision in PRECISIONS}
         for k, (size, value, error) in enumerate(self.with_sizes(quantity, known)):
-            reliable = is_reliable(value, error, size, results["float64"][k])
+            reliable = is_reliable(known, value, error, size, results["float64"][k])
             pairs = {
                 precision: Pair(
                     np.where(reliable, wide(result[k]), value), value, size, np.where(reliable, allowed(error), 0)
@@ -365,16 +537,18 @@ class Case:
             }
             if climb(pairs) is None:
                 continue
-            mismatch = climb(pairs, self.own(quantity, operator, k), self.shared(quantity, k))
+            own, shared = self.own(quantity, operator, k), self.shared(quantity, k)
+            mismatch = self.climb(quantity, k, pairs, [operator], own, shared)
             assert mismatch is not None
             yield k, mismatch
 
 
-def is_reliable(value: np.ndarray, error: np.ndarray, size: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Where a truth is sure enough to be held against what was got: by its size, or by the largest of both if less."""
+def is_reliable(known: Truth, value: np.ndarray, error: np.ndarray, size: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Where a truth is sure enough to be compared with what was got: by its size, or by the largest of both if less."""
     both = np.abs(np.concatenate([value.ravel(), wide(got).ravel()]))
     most = both[np.isfinite(both)].max(initial=0.0)
-    return np.asarray((error <= RELIABLE.value * np.minimum(size, most)) & np.isfinite(value))
+    limit = RELIABLE if known.unit == truth.EPSILON else SINGLE_RELIABLE
+    return np.asarray((error <= limit.value * np.minimum(size, most)) & np.isfinite(value))
 
 
 def greatest(size: np.ndarray) -> float:

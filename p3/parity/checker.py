@@ -6,10 +6,12 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Unpack
 
+import numpy as np
+
 from p3.errors import InputError
 from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
 from p3.parity.checks import derivatives, domain, faults, identities, modes, special
-from p3.parity.function import Function, is_inexact
+from p3.parity.function import Function, is_inexact, wide
 from p3.parity.process import changes, kept, undisturbed
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
@@ -70,7 +72,7 @@ def check(
         nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
     only : a name of `CHECKS`, or several; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
-    options : closed_form, surrogate, points, awkward, dtypes, compiled and seed, as `Options` has them
+    options : closed_form, surrogate, linear, points, awkward, edges, dtypes, compiled and seed, as `Options` has them
 
     Raises
     ------
@@ -204,6 +206,17 @@ def examine(case: Case) -> None:
             raise InputError(
                 f"{operator.name} ({operator.framework}) cannot be called with inputs of {shapes}: {refusal}"
             ) from refusal
+    for _, operator in case.sides:
+        if not any(y.size for y in operator.value(case.inputs)):
+            raise InputError(
+                f"{operator.name} ({operator.framework}) gives no number at the inputs, so that there is nothing to "
+                "check; return an array that has elements"
+            )
+    if not any(np.isfinite(wide(y)).any() for y in case.values):
+        raise InputError(
+            f"{case.reference.name} ({case.reference.framework}) gives no finite number at the inputs, so that there "
+            "is nothing to check; give inputs where it is defined"
+        )
     if not case.arguments:
         raise InputError("no input is floating or complex, so that there is no derivative to check; give one that is")
     paths = case.structure.paths
@@ -261,6 +274,8 @@ def checked_options(options: Options) -> dict[str, Any]:
         for dtype in checked["dtypes"] or ("none at all",):
             if dtype not in DTYPES:
                 raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if options.get("edges", "report") not in ("report", "fail"):
+        raise InputError(f"edges={options['edges']!r} is neither 'report' nor 'fail'")
     seed = options.get("seed", 0)
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed {seed!r} is not a whole number from 0")
@@ -280,6 +295,8 @@ def check_closed_form(case: Case) -> None:
     for y in values:
         if y.dtype.kind not in "fciub":
             raise InputError(f"closed_form gives {y.dtype}, and must give an array of numbers, or a tuple of them")
+    if not any(np.isfinite(wide(y)).any() for y in values):
+        raise InputError("closed_form gives no finite number at the inputs; give one that is defined there")
     shapes = [y.shape for y in values]
     expected = [y.shape for y in case.values]
     if shapes != expected:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from p3.parity.place import EAGER
 
-Kind = Literal["semantic", "rounding", "not reproduced"]
+Kind = Literal["semantic", "single precision", "edge", "rounding", "not reproduced"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Difference:
     quantity : "value", "vjp", "jvp of vjp", ...; of a training "gradient", "update", ...
     path : of the array in the reference's inputs or outputs, as in `inputs["w"]`; of a training the coefficient, or the
         element of the data or of the prediction, as in "x[3]"; empty where it is of none
-    kind : "semantic"; "rounding" if it shrinks with the precision's epsilon; or "not reproduced", of a training in
+    kind : "semantic"; "single precision" if a side computes in float32 inside, whatever it is given, and rounding there
+        explains it; "edge" if it is at an infinity, a NaN, a huge or a subnormal number that no given input has;
+        "rounding" if it shrinks with the precision's epsilon; or "not reproduced", of a training in
         float32, if it is too large for rounding and the same training in float64 does not have it
     got, expected : the values where it is worst; None where no two values were compared
     epsilons : how far apart they are, in epsilons of the precision and of the size that the tolerance names

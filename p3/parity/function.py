@@ -46,11 +46,13 @@ class Function(ABC):
     name : of the function, for people
     framework : its name and version, for people
     program : Python that makes this as `operator`; empty where there is none
+    needs_linear : whether its vjp is right only of rules that are linear in the cotangent, as where parts are averaged
     """
 
     name: str
     framework: str
     program: str = ""
+    needs_linear: bool = False
 
     @abstractmethod
     def value(self, *groups: Arrays) -> Arrays:
@@ -130,8 +132,8 @@ class Function(ABC):
         """Set what `state` names to a value that it had."""
         raise NotImplementedError(f"{self.framework} has no state {name!r}")
 
-    def draw(self) -> None:
-        """Draw a random number, if the framework has a random state."""
+    def reseed(self, seed: int) -> None:
+        """Set the random state, if the framework has one."""
         return
 
     def vjp(self, inputs: Arrays, cotangents: Arrays) -> Arrays:

@@ -14,6 +14,7 @@ from p3.parity.function import Function
 
 # Drawing from these is no change that is told, and setting a seed is.
 RANDOM = ("Python's random state", "NumPy's random state", "PyTorch's random state")
+OTHER_SEED = 3_141_592_653  # which no function sets
 AS_IMPORTED = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}  # NumPy's own settings
 
 
@@ -58,11 +59,11 @@ def put_back(function: Function, before: Mapping[str, Any], names: Iterable[str]
                 function.restore(name, before[name])
 
 
-def draw(function: Function) -> None:
-    """Draw a random number everywhere, so that the states are others."""
-    random.random()
-    np.random.random()
-    function.draw()
+def reseed(function: Function) -> None:
+    """Set all random states to others, which no number of draws comes to: another thread may draw meanwhile."""
+    random.seed(OTHER_SEED)
+    np.random.seed(OTHER_SEED)
+    function.reseed(OTHER_SEED)
 
 
 def changes(function: Function, call: Callable[[], object]) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def changes(function: Function, call: Callable[[], object]) -> tuple[str, ...]:
     start, first, once = changed()
     if not once:
         return ()
-    draw(function)
+    reseed(function)
     try:
         _, second, twice = changed()
     finally:

@@ -193,9 +193,9 @@ class Recorded(Function):
         """As the function's."""
         self.function.restore(name, value)
 
-    def draw(self) -> None:
+    def reseed(self, seed: int) -> None:
         """As the function's."""
-        self.function.draw()
+        self.function.reseed(seed)
 
     def batched(self, arguments: tuple[int, ...]) -> Function:
         """As the function's."""

@@ -15,7 +15,14 @@ from p3.parity.case import Case
 from p3.parity.difference import Difference
 from p3.parity.result import CheckResult, Finding
 
-COLOURS = {"passed": "green", "failed": "bold red", "refused": "yellow", "not applicable": "dim"}
+COLOURS = {
+    "passed": "green",
+    "failed": "bold red",
+    "single precision": "green",
+    "refused": "yellow",
+    "not applicable": "dim",
+}
+ORDER = ("semantic", "not reproduced", "edge", "single precision", "rounding")
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,14 @@ class ParityReport:
 
     @property
     def differences(self) -> tuple[Difference, ...]:
-        """What is wrong, in the order of the checks, and after it what is rounding."""
+        """What is wrong, in the order of the checks; then edges, single precision and rounding."""
         found = [
             difference_of(check.name, finding)
             for check in self.checks
             for finding in check.findings
             if finding.place.side != "inputs"
         ]
-        return tuple(sorted(found, key=lambda difference: difference.kind == "rounding"))
+        return tuple(sorted(found, key=lambda difference: ORDER.index(difference.kind)))
 
     @property
     def first(self) -> Difference | None:
@@ -151,7 +158,7 @@ def difference_of(check: str, finding: Finding) -> Difference:
         mode=finding.place.circumstances or finding.place.mode,
         quantity=finding.place.quantity,
         path=finding.place.path,
-        kind="semantic" if m is None else m.kind,
+        kind=finding.kind,
         got=None if m is None else m.got,
         expected=None if m is None else m.expected,
         epsilons=None if m is None else m.epsilons,

@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from p3.parity.difference import Kind
 from p3.parity.mismatch import Mismatch, describe_ladder
 from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 
-Verdict = Literal["passed", "failed", "refused", "not applicable"]
+Verdict = Literal["passed", "failed", "single precision", "refused", "not applicable"]
 
 
 class Refusal(NamedTuple):
@@ -58,9 +59,14 @@ class Finding(NamedTuple):
     fault: str = ""
 
     @property
+    def kind(self) -> Kind:
+        """As of its mismatch; whatever else is found is "semantic"."""
+        return "semantic" if self.mismatch is None else self.mismatch.kind
+
+    @property
     def is_wrong(self) -> bool:
-        """Whether it is more than rounding."""
-        return self.mismatch is None or self.mismatch.kind == "semantic"
+        """Whether it is more than rounding, and no edge."""
+        return self.kind == "semantic"
 
     def __str__(self) -> str:
         """One line."""
@@ -68,6 +74,8 @@ class Finding(NamedTuple):
         if self.mismatch is None:
             return line
         m = self.mismatch
+        if m.kind == "edge":  # where nobody says which is right
+            return line
         where = f" at {m.element}" if m.element else ""
         where += f", input {', '.join(f'{x:.9g}' for x in self.inputs)}" if self.inputs else ""
         known = "" if self.truth is None else f" (true: {self.truth:.9g})"
@@ -84,7 +92,8 @@ class CheckResult(NamedTuple):
     Attributes
     ----------
     name : of the check
-    verdict : "passed", "failed", "refused" where a side raises, or "not applicable"
+    verdict : "passed"; "failed"; "single precision", which is no failure, where the sides agree as well as float32
+        allows that one of them computes in inside; "refused" where a side raises; or "not applicable"
     note : the figures, or the reason, in a line
     findings : what is wrong, and differences that are rounding
     refusals : what a side has not, and says so by raising
@@ -98,17 +107,33 @@ class CheckResult(NamedTuple):
     refusals: tuple[Refusal, ...] = ()
     seconds: float = 0.0
 
+    @property
+    def is_right(self) -> bool:
+        """Whether something was checked, and is right."""
+        return self.verdict in ("passed", "single precision")
 
-def judged(name: str, findings: Iterable[Finding], note: str, refusals: Iterable[Refusal] = ()) -> CheckResult:
-    """Failed where a finding is more than rounding, or else passed."""
+
+def judged(
+    name: str,
+    findings: Iterable[Finding],
+    note: str,
+    refusals: Iterable[Refusal] = (),
+    edges: Literal["report", "fail"] = "report",
+) -> CheckResult:
+    """Failed where a finding is more than rounding, and no edge that is only reported; or else passed."""
     found, refused = list(findings), once(refusals)
-    wrong = [finding for finding in found if finding.is_wrong]
-    findings = (*wrong, *(finding for finding in found if not finding.is_wrong))
+    wrong = [f for f in found if f.is_wrong or (edges == "fail" and f.kind == "edge")]
+    findings = (*wrong, *(finding for finding in found if finding not in wrong))
     if wrong:
         return CheckResult(name, "failed", briefly(name, wrong[0]), findings, refused)
     note = "; ".join([note, *(f"refused: {refusal}" for refusal in refused)])
-    if findings:
-        note += f"; {len(findings)} beyond the tolerance, and rounding"
+    kinds = [finding.kind for finding in findings]
+    if "rounding" in kinds:
+        note += f"; {kinds.count('rounding')} beyond the tolerance, and rounding"
+    if "edge" in kinds:
+        note += f"; {kinds.count('edge')} edges"
+    if "single precision" in kinds:
+        return CheckResult(name, "single precision", f"{note}; something inside is float32", findings, refused)
     return CheckResult(name, "passed", note, findings, refused)
 
 

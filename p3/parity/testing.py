@@ -39,6 +39,6 @@ def parity_test(
         result = run_check(case(), check)
         if result.verdict in ("refused", "not applicable"):
             pytest.skip(f"{result.verdict}: {result.note}")
-        assert result.verdict == "passed", "\n".join(map(str, result.findings))
+        assert result.is_right, "\n".join(map(str, result.findings))
 
     return test

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from p3.parity.function import Arrays, is_inexact, wide
-from p3.tolerance import BEND, KINK, LEAST, NOTHING, PARITY, QUOTIENT, SHUFFLED, SMOOTH, TRUTH
+from p3.tolerance import BEND, KINK, LEAST, NOTHING, PARITY, QUOTIENT, SHUFFLED, SINGLE_SMOOTH, SMOOTH, TRUTH
 
 LEVELS = 8  # the number of steps, each half of the one before
 FIRST_STEP = 2.0**-4  # relative to the argument
-FINE_STEP = 2.0**-20  # far smaller, and rounding still leaves half the digits of a slope
 EPSILON = float(np.finfo(np.float64).eps)
+SINGLE = float(np.finfo(np.float32).eps)
+FINE_STEPS = {EPSILON: 2.0**-20, SINGLE: 2.0**-9}  # where rounding still leaves half the digits of a slope
 COLUMNS = (
     32  # of a Jacobian that is not diagonal, at most so many are taken, at random, where a direction shows a fault
 )
@@ -33,14 +34,16 @@ class Truth(NamedTuple):
     values : of each output, or the gradient of each argument
     errors : estimates of the errors of their elements; infinite where nothing is known
     method : for people
+    unit : the epsilon of the precision that the function is computed in: float64's, or float32's where that is inside
     """
 
     values: Arrays
     errors: Arrays
     method: str
+    unit: float = EPSILON
 
 
-def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[Arrays, Arrays]:
+def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS, unit: float = EPSILON) -> tuple[Arrays, Arrays]:
     """
     df/dt at 0, and an estimate of its error, for each element of f's outputs by itself.
 
@@ -68,7 +71,7 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[A
                 tuple(np.abs(above - 2 * y + below) / h for (above, below), y in zip(pairs, still, strict=True))
             )
             row = [tuple((above - below) / (2 * h) for above, below in pairs)]
-            rounding = [EPSILON * (np.abs(above) + np.abs(below)) / h for above, below in pairs]
+            rounding = [unit * (np.abs(above) + np.abs(below)) / h for above, below in pairs]
             if level == 0:
                 best = [np.zeros_like(y) for y in row[0]]
                 errors = [np.full(y.shape, np.inf) for y in row[0]]
@@ -85,9 +88,10 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS) -> tuple[A
                     errors[k] = np.where(better, error, errors[k])
                 row.append(extrapolated)
             previous = row
-        for k, (above, below) in enumerate(zip(map(wide, f(FINE_STEP)), map(wide, f(-FINE_STEP)), strict=True)):
-            astray = np.abs((above - below) / (2 * FINE_STEP) - best[k])
-            least = QUOTIENT.epsilons * EPSILON * (np.abs(above) + np.abs(below)) / FINE_STEP
+        h = FINE_STEPS[unit]
+        for k, (above, below) in enumerate(zip(map(wide, f(h)), map(wide, f(-h)), strict=True)):
+            astray = np.abs((above - below) / (2 * h) - best[k])
+            least = QUOTIENT.epsilons * unit * (np.abs(above) + np.abs(below)) / h
             errors[k] = np.where(astray > least, np.fmax(astray, errors[k]), errors[k])
         for k, y in enumerate(best):
             last, before = bends[-1][k], bends[-2][k]
@@ -163,7 +167,7 @@ def is_elementwise(f: Values, inputs: Arrays, positions: tuple[int, ...], random
     )
 
 
-def true_jvp(f: Values, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays) -> Truth:
+def true_jvp(f: Values, inputs: Arrays, positions: tuple[int, ...], tangents: Arrays, unit: float = EPSILON) -> Truth:
     """The Jacobian of the function's values times the tangents."""
 
     def along(t: float) -> Arrays:
@@ -172,7 +176,7 @@ def true_jvp(f: Values, inputs: Arrays, positions: tuple[int, ...], tangents: Ar
             given[position] = np.asarray(given[position] + t * tangent)
         return f(tuple(given))
 
-    return Truth(*differentiate(along), "finite differences")
+    return Truth(*differentiate(along, unit=unit), "finite differences", unit)
 
 
 def true_vjp(
@@ -183,6 +187,7 @@ def true_vjp(
     elementwise: bool,
     random: np.random.Generator,
     got: Arrays,
+    unit: float = EPSILON,
 ) -> Truth:
     """
     The cotangents times the Jacobian of the function's values.
@@ -201,12 +206,12 @@ def true_vjp(
         x = inputs[position]
         sizes = step_sizes(x)
         if elementwise:
-            gradient, error = elementwise_gradient(f, inputs, position, cotangents, sizes)
+            gradient, error = elementwise_gradient(f, inputs, position, cotangents, sizes, unit)
         else:
             gradient, error = np.zeros(x.shape, wide(x).dtype), np.full(x.shape, np.inf)
             columns = random.permutation(x.size)
             if x.size > FEW:
-                borne_out = Borne(f, inputs, position, cotangents, sizes, wide(got[len(values)]), random)
+                borne_out = Borne(f, inputs, position, cotangents, sizes, wide(got[len(values)]), random, unit)
                 if borne_out.by(np.ones(x.shape, bool)):
                     values.append(borne_out.got)
                     errors.append(np.zeros(x.shape))
@@ -219,11 +224,11 @@ def true_vjp(
             for column in columns:
                 index = np.unravel_index(column, x.shape)
                 gradient[index], error[index] = column_gradient(
-                    f, inputs, position, cotangents, index, float(sizes[index])
+                    f, inputs, position, cotangents, index, float(sizes[index]), unit
                 )
         values.append(gradient)
         errors.append(error)
-    return Truth(tuple(values), tuple(errors), method)
+    return Truth(tuple(values), tuple(errors), method, unit)
 
 
 class Borne:
@@ -238,9 +243,11 @@ class Borne:
         sizes: np.ndarray,
         got: np.ndarray,
         random: np.random.Generator,
+        unit: float,
     ) -> None:
         """The direction is random, of steps as large as the elements."""
         self.f, self.inputs, self.position, self.cotangents, self.got = f, inputs, position, cotangents, got
+        self.unit = unit
         signs = random.choice([-1.0, 1.0], sizes.shape)
         turned = np.exp(0.25j * np.pi) if got.dtype.kind == "c" else 1.0  # by both parts of a complex number
         self.direction = np.asarray(sizes * random.uniform(0.5, 1.0, sizes.shape) * signs * turned)
@@ -250,8 +257,9 @@ class Borne:
         slope, error, terms = self.along(mask)
         with np.errstate(all="ignore"):
             size = float(np.abs(terms).sum())
-            bound = TRUTH.value * error + PARITY.epsilons * EPSILON * size
-            is_smooth = error <= SMOOTH.value * size or size == 0
+            bound = TRUTH.value * error + PARITY.epsilons * self.unit * size
+            smooth = SMOOTH if self.unit == EPSILON else SINGLE_SMOOTH
+            is_smooth = error <= smooth.value * size or size == 0
             return is_smooth and bool(abs(slope - float(terms.sum())) <= bound)
 
     def along(self, mask: np.ndarray) -> tuple[float, float, np.ndarray]:
@@ -263,7 +271,7 @@ class Borne:
             pairs = zip(self.cotangents, moved_outputs, strict=True)
             return (np.asarray(sum(float((v * wide(y)).real.sum()) for v, y in pairs)),)
 
-        (slope,), (error,) = differentiate(product, levels=5)
+        (slope,), (error,) = differentiate(product, levels=5, unit=self.unit)
         with np.errstate(all="ignore"):
             return float(slope), float(error), (self.got * step).real
 
@@ -282,13 +290,13 @@ class Borne:
 
 
 def elementwise_gradient(
-    f: Values, inputs: Arrays, position: int, cotangents: Arrays, sizes: np.ndarray
+    f: Values, inputs: Arrays, position: int, cotangents: Arrays, sizes: np.ndarray, unit: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gradient of one argument, and its error, where each element moves only its own outputs."""
     x = inputs[position]
     gradient, error = np.zeros(x.shape, wide(x).dtype), np.zeros(x.shape)
     for phase in phases(x):
-        slopes, slope_errors = differentiate(along(f, inputs, position, phase * sizes))
+        slopes, slope_errors = differentiate(along(f, inputs, position, phase * sizes), unit=unit)
         for slope, slope_error, cotangent in zip(slopes, slope_errors, cotangents, strict=True):
             with np.errstate(invalid="ignore"):
                 part = sum_to_shape((cotangent * slope).real, x.shape) / sizes
@@ -298,7 +306,7 @@ def elementwise_gradient(
 
 
 def column_gradient(
-    f: Values, inputs: Arrays, position: int, cotangents: Arrays, index: tuple[np.intp, ...], size: float
+    f: Values, inputs: Arrays, position: int, cotangents: Arrays, index: tuple[np.intp, ...], size: float, unit: float
 ) -> tuple[complex | float, float]:
     """The gradient of one element, and its error."""
     x = inputs[position]
@@ -307,7 +315,7 @@ def column_gradient(
     for phase in phases(x):
         step = np.zeros(x.shape, wide(x).dtype)
         step[index] = phase * size
-        slopes, slope_errors = differentiate(along(f, inputs, position, step), levels=5)
+        slopes, slope_errors = differentiate(along(f, inputs, position, step), levels=5, unit=unit)
         with np.errstate(invalid="ignore"):
             part = sum(float((v * s).real.sum()) for v, s in zip(cotangents, slopes, strict=True)) / size
             error += sum(float((np.abs(v) * e).sum()) for v, e in zip(cotangents, slope_errors, strict=True)) / size

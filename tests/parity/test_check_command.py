@@ -258,6 +258,7 @@ def test_every_option_reaches_the_checker(monkeypatch):
     check = parity.check
     monkeypatch.setattr(parity, "check", lambda *args, **options: given.append(options) or check(*args, **options))
     options = ["--seed", "7", "--point", "0.5", "--surrogate", "--dtype", "float32", "--only", "value", "--no-compiled"]
+    options += ["--not-linear", "--edges", "fail"]
     result = CliRunner().invoke(p3_command(), ["check", *P3, *options], standalone_mode=False)
     assert result.return_value == 0
     (options,) = given
@@ -267,6 +268,8 @@ def test_every_option_reaches_the_checker(monkeypatch):
         "seed": 7,
         "points": (0.5,),
         "surrogate": True,
+        "linear": False,
+        "edges": "fail",
         "dtypes": ("float32",),
         "only": ("value",),
         "compiled": False,

@@ -110,7 +110,7 @@ def test_there_are_as_many_of_both_as_should_be():
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_where_the_libraries_themselves_differ_it_says_so(name):
     pair, failing, says = DIFFERENCES[name]
-    report = check(pair, only=["value", "vjp", "vjp of vjp", "special values"])
+    report = check(pair, only=["value", "vjp", "vjp of vjp", "special values"], edges="fail")
     assert failing in [result.name for result in report.failed]
     assert re.search(says, " ".join(map(str, report[failing].findings)))
     assert report["value"].verdict == report["vjp"].verdict == "passed"
@@ -241,7 +241,6 @@ def test_what_hardware_flushes_is_no_difference():
         (LINE[::-1] ** 3, "of the largest element off"),
         (np.where(np.arange(101) == 7, 9, LINE), "differs in 1 of 101"),
         (np.where(np.arange(101) == 7, np.nan, LINE), "NaN in 1 of 101"),
-        (LINE.astype(np.float32).astype(float) + 1e-9, "as exact as float32"),
         (LINE[:50], r"shape is \(50,\) and not \(101,\)"),
         (LINE**2, "the square"),
     ],

@@ -44,6 +44,11 @@ ONLY_IN = {
     ("jaxp3", "JAX_ITSELF"): "JAX's own functions have custom rules too; the derivatives of PyTorch's own are in C++",
     ("torchp3", "RULES"): "an autograd.Function has several rules to scale, a custom_vjp or custom_jvp has one",
     ("torchp3", "Scaling"): "sets SCALED, and has torch.compile compile anew, as set_xla_metadata has jax.jit",
+    (
+        "torchp3",
+        "CHANGED",
+    ): "what PyTorch says where dual numbers cannot be gone back through; JAX has one forward mode",
+    ("torchp3", "refuse_once_differentiable"): "torch.autograd.grad gives None where JAX raises",
     ("torchp3", "FORWARD_MODE"): "PyTorch has one level of forward mode for all threads; JAX's tangents are in tracers",
     ("torchp3", "PATIENCE"): "how long to wait for it",
     ("torchp3", "forward_mode"): "waits for it",

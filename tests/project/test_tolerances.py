@@ -21,7 +21,9 @@ NO_TOLERANCES = {
     ): "by how much inputs are moved, to see how a function changes",
     ("p3/parity/checks/domain.py", "BESIDE = 2.0**-18"): "by how much inputs are moved, to see how a function rounds",
     ("p3/parity/truth.py", "FIRST_STEP = 2.0**-4"): "the first step of finite differences",
-    ("p3/parity/truth.py", "FINE_STEP = 2.0**-20"): "the last step of finite differences",
+    ("p3/parity/case.py", "NOISE_STEPS = (2.0**-22, 2.0**-16)"): "by how much inputs are moved, to see float32's noise",
+    ("p3/parity/case.py", "SMOOTH_STEPS = (2.0**-18,"): "by how much inputs are moved, to see what is smooth",
+    ("p3/parity/truth.py", "FINE_STEPS = {EPSILON: 2.0**-20"): "the last step of finite differences",
     ("p3/parity/truth.py", "h = 2.0**-60 *"): "the complex step",
     ("p3/fitting/explanation.py", "H = 2.0**-21"): "the step of central differences",
 }

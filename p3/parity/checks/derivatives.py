@@ -61,11 +61,11 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
     for side, operator in case.sides:
         try:
             result = asked(operator, Place(side, name), *quantity.groups)
-            if name == "value" or not case.surrogate:
+            if name == "value" or case.is_derivative:
                 known = case.true(quantity, operator)
                 if known is not None and [y.shape for y in known.values] == [y.shape for y in result]:
                     sized = zip(case.with_sizes(quantity, known), result, strict=True)
-                    if any(is_reliable(value, error, size, got).any() for (size, value, error), got in sized):
+                    if any(is_reliable(known, value, error, size, got).any() for (size, value, error), got in sized):
                         methods.append(known.method)
                         known_of.add(side)
                     for k, mismatch in case.from_truth(quantity, operator, known):
@@ -82,6 +82,11 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
             ]
             return judged(name, findings, "", [refusal.refusal for refusal in refusals.values()])
         return refused(name, [refusal.refusal for refusal in refusals.values()], findings)
+    if quantity.derivative.order == 1 and not any(
+        np.isfinite(wide(y)).any() for _, operator in case.sides for y in quantity.of(operator)
+    ):
+        text = "no element of it is finite, so that nothing is shown; give inputs where the function has a derivative"
+        return judged(name, [Finding(Place(side, name), "a finite number", text) for side, _ in case.sides[:1]], "")
     untrue = [f.place for f in findings if f.is_wrong]
     wrong_sides = {place.side for place in untrue}
     of_sides = list(between_sides(case, quantity))
@@ -201,7 +206,7 @@ def true_at(
     case: Case, quantity: Quantity, operator: Recorded, k: int, index: tuple[int, ...]
 ) -> complex | float | None:
     """The true value of an element, where it is known; of a second derivative, only by the side's own first."""
-    if quantity.derivative.order == 2 or (case.surrogate and quantity.name != "value"):
+    if quantity.derivative.order == 2 or (not case.is_derivative and quantity.name != "value"):
         return None
     known = case.true(quantity, operator)
     if known is None or known.values[k].shape[: len(index)] != known.values[k].shape:

@@ -134,10 +134,11 @@ def float32_rounding(case: Case, quantity: Quantity, operator: Function) -> list
 
 
 def shapes(case: Case) -> CheckResult:
-    """Scalars, empty, strided and broadcast arguments: the same numbers, in the shape that they should have."""
+    """Empty, strided and broadcast arguments: the same numbers, in the shape that they should have."""
     findings: list[Finding] = []
     refusals: list[Refusal] = []
     taken: set[Place] = set()  # by the reference
+    tried: dict[str, None] = {}
     for side, recorded in case.sides:
         operator = recorded.unrecorded
         try:
@@ -148,6 +149,7 @@ def shapes(case: Case) -> CheckResult:
                 findings.append(raised(refusal))
             continue
         for shape in known:
+            tried[shape.place.special] = None
             for name, groups, expected, plain in (
                 ("value", (shape.inputs,), shape.values, shape.plain_values),
                 ("vjp", (shape.inputs, shape.cotangents), shape.gradients, shape.plain_gradients),
@@ -161,17 +163,19 @@ def shapes(case: Case) -> CheckResult:
                         findings.append(raised(refusal))
                     continue
                 taken.add(here)
-                places = case.places(case.quantity(name), side)
-                for place, got, should, whole in zip(places, results, expected, plain, strict=True):
+                quantity = case.quantity(name)
+                places = case.places(quantity, side)
+                for k, (place, got, should, whole) in enumerate(zip(places, results, expected, plain, strict=True)):
                     size = np.full(should.shape, np.abs(wide(whole)).max(initial=0.0))
                     wrong_shape = got.shape != should.shape
-                    mismatch = None if wrong_shape else climb({"float64": Pair(got, should, size)})
+                    mismatch = None
+                    if not wrong_shape:
+                        mismatch = case.climb(quantity, k, {"float64": Pair(got, should, size)}, [recorded])
                     if wrong_shape or mismatch is not None:
                         at = here._replace(path=place.path, by=place.by)
                         against, text = "the same numbers in one array", explain(got, should, {})
                         findings.append(Finding(at, against, text, mismatch))
-    note = "scalar, empty, strided, repeated, broadcast" if case.elementwise else "strided"
-    return judged("shapes", findings, note, refusals)
+    return judged("shapes", findings, ", ".join(tried), refusals)
 
 
 class Shaped(NamedTuple):
@@ -196,8 +200,15 @@ class Shaped(NamedTuple):
 
 
 def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
-    """The shapes to try, of numbers whose results are known from one plain array of them."""
-    if not case.elementwise:
+    """
+    The shapes to try, of numbers whose results are known from one plain array of them.
+
+    Each argument keeps the rank that it was given. Those of an elementwise function that are given in the shape of the
+    result have another one together, and a scalar stays as it is. Other functions get their arrays with other strides.
+    """
+    shape = np.broadcast_shapes(*(x.shape for x in case.inputs)) if case.elementwise else ()
+    is_whole = [x.shape == shape for x in case.inputs]
+    if not shape or not all(whole or not x.ndim for whole, x in zip(is_whole, case.inputs, strict=True)):
         inputs, values = tuple(map(strided, case.inputs)), operator.value(case.inputs)
         gradients = operator.vjp(case.inputs, case.cotangents)
         cotangents = tuple(map(strided, case.cotangents))
@@ -206,28 +217,47 @@ def shaped(case: Case, operator: Function) -> Iterator[Shaped]:
         gradients = operator.vjp(case.inputs, tuple(map(np.copy, of_sum)))
         yield Shaped(shape_of("of a sum"), inputs, of_sum, values, gradients, values, gradients)
         return
-    shape = np.broadcast_shapes(*(x.shape for x in case.inputs))
-    flat = tuple(np.resize(np.broadcast_to(x, shape), 24) for x in case.inputs)
-    outputs = operator.value(flat)
+    axes = (1,) * (len(shape) - 2)  # in front of the last two
+    flat = tuple(np.resize(x, 24) if whole else x for whole, x in zip(is_whole, case.inputs, strict=True))
+
+    def of_rank(*lengths: int) -> tuple[int, ...]:
+        return (*axes, *lengths)[-len(shape) :] if len(shape) > 1 else (int(np.prod(lengths)),)
+
+    plain = tuple(x.reshape(of_rank(1, 24)) if whole else x for whole, x in zip(is_whole, flat, strict=True))
+    outputs = operator.value(plain)
     cotangents = case.like(tuple(y for y in outputs if is_inexact(y)), 4)
-    gradients = operator.vjp(flat, cotangents)
+    gradients = operator.vjp(plain, cotangents)
 
     def each(special: str, function: Callable[[np.ndarray], np.ndarray]) -> Shaped:
-        x, v, y, g = (tuple(map(function, arrays)) for arrays in (flat, cotangents, outputs, gradients))
+        def change(x: np.ndarray) -> np.ndarray:
+            return function(x.reshape(-1))
+
+        x = tuple(change(x) if whole else x for whole, x in zip(is_whole, plain, strict=True))
+        v, y = tuple(map(change, cotangents)), tuple(map(change, outputs))
+        summed = gradients
+        if not all(is_whole):  # a scalar's gradient is the sum over the elements, whichever there are
+            summed = operator.vjp(tuple(map(np.copy, x)), tuple(map(np.copy, v)))
+        g = tuple(
+            change(g) if is_whole[i] else total for i, g, total in zip(case.arguments, gradients, summed, strict=True)
+        )
         return Shaped(shape_of(special), x, v, y, g, outputs, gradients)
 
-    yield each("scalar", lambda x: np.asarray(x[0]))
-    yield each("empty", lambda x: x[:0].reshape(2, 0))
-    yield each("strided", strided)
-    yield each("transposed", lambda x: x.reshape(4, 6).T)
-    yield each("repeated", lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), (5,), (0,)))
-    for position in range(len(flat) if len(flat) > 1 else 0):
+    yield each("of one element", lambda x: x[:1].reshape(of_rank(1, 1)))
+    yield each("empty", lambda x: x[:0].reshape(of_rank(0, 2)))
+    yield each("strided", lambda x: strided(x.reshape(of_rank(4, 6))))
+    if len(shape) > 1:
+        yield each("transposed", lambda x: np.swapaxes(x.reshape(of_rank(6, 4)), -1, -2))
+    yield each("repeated", lambda x: np.lib.stride_tricks.as_strided(x[:1].copy(), of_rank(1, 5), (0,) * len(shape)))
+    whole_ones = [i for i, whole in enumerate(is_whole) if whole]
+    if len(whole_ones) < 2 or not all(is_inexact(x) for x in case.inputs):  # a mask keeps the shape of what it masks
+        return
+    for position in whole_ones:
         # One argument is a column, and the others are rows: in the table of results each is repeated.
-        rows = tuple(x[:4].reshape(4, 1) if i == position else x[:6].reshape(1, 6) for i, x in enumerate(flat))
-        yield tabled(case, operator, shape_of("as a column", case.of(position)), rows)
-        # One is a row, and the others are tables of as many columns.
-        rows = tuple(x[:6] if i == position else x.reshape(4, 6) for i, x in enumerate(flat))
-        yield tabled(case, operator, shape_of("without an axis", case.of(position)), rows)
+        column, row = (of_rank(4, 1), of_rank(1, 6)) if len(shape) > 1 else ((1,), (6,))
+        lengths = {i: column if i == position else row for i in whole_ones}
+        rows = tuple(np.resize(x, lengths[i]) if i in lengths else x for i, x in enumerate(flat))
+        special = "as a column" if len(shape) > 1 else "of one element"
+        yield tabled(case, operator, shape_of(special, case.of(position)), rows)
 
 
 def shape_of(special: str, of: str = "") -> Place:
@@ -236,8 +266,9 @@ def shape_of(special: str, of: str = "") -> Place:
 
 
 def tabled(case: Case, operator: Function, place: Place, inputs: Arrays) -> Shaped:
-    """Inputs that are repeated in a table of 4 rows and 6 columns, and what comes of the tables."""
-    table = tuple(np.broadcast_to(x, (4, 6)).copy() for x in inputs)
+    """Inputs that are repeated in a table, and what comes of the tables."""
+    shape = np.broadcast_shapes(*(x.shape for x in inputs))
+    table = tuple(np.broadcast_to(x, shape).copy() if x.ndim else x for x in inputs)
     values = operator.value(table)
     of_sum = tuple(ones(y) for y in values if is_inexact(y))
     slopes = operator.vjp(table, tuple(map(np.copy, of_sum)))

@@ -269,13 +269,13 @@ def power(case: Case) -> CheckResult:
 
     A port with a fault of its own would hide others; then they are planted in the reference's.
     """
-    if vjp(case).verdict != "passed":
+    if not vjp(case).is_right:
         case = replace(case, port=case.reference)
-    if vjp(case).verdict != "passed":
+    if not vjp(case).is_right:
         return CheckResult("power", "not applicable", "neither side's vjp is right")
     first, second = case.quantity("vjp"), case.quantity("vjp of vjp")
-    quantities = [first, second] if vjp_of_vjp(case).verdict == "passed" else [first]
-    passed = [check for check in NOTICING if check(case).verdict == "passed"]
+    quantities = [first, second] if vjp_of_vjp(case).is_right else [first]
+    passed = [check for check in NOTICING if check(case).is_right]
     noticed: list[str] = []
     findings: list[Finding] = []
     for fault in FAULTS:
@@ -330,7 +330,7 @@ def axis_advice(case: Case) -> str:
 
 def is_plantable(case: Case, fault: Fault) -> bool:
     """Whether the fault can be made with the case's inputs and dtypes, and is one."""
-    if fault.rule is half_alone and low_precision(case).verdict != "passed":
+    if fault.rule is half_alone and not low_precision(case).is_right:
         return False
     try:
         with np.errstate(all="ignore"):

@@ -11,9 +11,13 @@ from p3.parity.place import Place
 from p3.parity.recorded import RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
 
+NOT_LINEAR = "the rule is not meant to be linear"
+
 
 def adjoint(case: Case) -> CheckResult:
     """⟨v, Jw⟩ = ⟨Jᵀv, w⟩, on each side."""
+    if not case.linear:
+        return CheckResult("adjoint", "not applicable", NOT_LINEAR)
     findings: list[Finding] = []
     refusals: list[Refusal] = []
     largest_difference = 0.0
@@ -31,7 +35,10 @@ def adjoint(case: Case) -> CheckResult:
             refusals.append(refusal.refusal)
             continue
         largest_difference = max(largest_difference, largest(pairs["float64"].epsilons("float64")))
-        mismatch = climb(pairs) if climb({"float64": pairs["float64"]}) else None
+        mismatch = climb({"float64": pairs["float64"]})
+        for name in ("vjp", "jvp") if mismatch is not None else ():
+            if mismatch is not None and mismatch.kind == "semantic":
+                mismatch = case.climb(case.quantity(name), None, pairs, [operator])
         if mismatch is not None:
             text = f"⟨Jᵀv, w⟩ is {mismatch.got:.9g} and ⟨v, Jw⟩ is {mismatch.expected:.9g}"
             findings.append(Finding(vjp, "its own jvp", text, mismatch))
@@ -52,6 +59,8 @@ def products(v: Arrays, pushed: Arrays, pulled: Arrays, w: Arrays) -> Pair:
 
 def linearity(case: Case) -> CheckResult:
     """Jᵀ(αv + βw) = αJᵀv + βJᵀw, on each side."""
+    if not case.linear:
+        return CheckResult("linearity", "not applicable", NOT_LINEAR)
     alpha, beta = 0.75, -1024.0  # exact in binary, and far enough apart for a clip to show
     others = case.like(case.cotangents, 3)
     mixed = tuple(alpha * v + beta * w for v, w in zip(case.cotangents, others, strict=True))
@@ -74,9 +83,12 @@ def linearity(case: Case) -> CheckResult:
                     total = alpha * wide(a) + beta * wide(b)
                     pair[precision] = Pair(whole, total, np.broadcast_to(abs(beta) * size, total.shape))
         for k, (place, pair) in enumerate(zip(case.places(vjp, side), pairs, strict=True)):
-            mismatch = climb(pair, case.own(vjp, operator, k)) if climb({"float64": pair["float64"]}) else None
+            mismatch = climb({"float64": pair["float64"]})
             if mismatch is not None:
-                findings.append(Finding(place, "its parts' sum", "the vjp is not linear in its cotangent", mismatch))
+                mismatch = case.climb(vjp, k, pair, [operator], case.own(vjp, operator, k))
+            if mismatch is not None:
+                text = "the vjp is not linear in its cotangent; if it is meant so, say linear=False"
+                findings.append(Finding(place, "its parts' sum", text, mismatch))
     return judged("linearity", findings, "Jᵀ(αv + βw) = αJᵀv + βJᵀw")
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from p3.parity.case import Case, allowed
+from p3.parity.checks.domain import raised
 from p3.parity.function import Arrays, Function, NoMeaningError, is_inexact, wide
-from p3.parity.mismatch import Pair, climb, explain
+from p3.parity.mismatch import Pair, explain
 from p3.parity.place import EAGER, Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked, refusal_of
@@ -20,12 +21,17 @@ MARKER = 4.0  # a power of two, so that multiplying by it rounds nothing
 
 def transformed(case: Case) -> CheckResult:
     """The framework's other transforms give what eager mode gives."""
-    return modes(case, "transformed", lambda operator: dict(operator.transformed()), ("value", *DERIVATIVES))
+    return modes(case, "transformed", lambda operator: transforms(case, operator), ("value", *DERIVATIVES))
 
 
 def compiled(case: Case) -> CheckResult:
     """Compiled, each side gives what it gives eagerly."""
     return modes(case, "compiled", lambda operator: dict(operator.compiled()), ("value", "vjp", "vjp of vjp"))
+
+
+def transforms(case: Case, operator: Function) -> dict[str, Function]:
+    """The framework's other transforms, without those that a rule must be linear for, where it is not meant to be."""
+    return {mode: other for mode, other in operator.transformed().items() if case.linear or not other.needs_linear}
 
 
 def modes(
@@ -35,10 +41,10 @@ def modes(
     findings: list[Finding] = []
     done: list[str] = []
     refusals: list[Refusal] = []
+    refusing: set[str] = set()  # the quantities that the reference raises for in some mode
     quantities = list(sized(case, names))
     for side, operator in case.sides:
         for mode, other in found(operator).items():
-            done.append(mode)
             for quantity, sizes in quantities:
                 here = Place(side, quantity.name, mode=mode)
                 try:
@@ -47,12 +53,17 @@ def modes(
                     if isinstance(refusal.__cause__, NoMeaningError):
                         continue
                     refusals.append(refusal.refusal)
-                    if quantity.name == "value":
-                        break  # where the function itself cannot be called there is no rule to judge
-                    if name == "transformed" and side == "port" and not refusal.is_meant:
+                    if side == "reference":
+                        refusing.add(quantity.name)
+                    # Who calls the framework's own parallel training has asked for it; jit is for every function.
+                    is_optional = name == "transformed" and quantity.name == "value"
+                    if side == "port" and not (refusal.is_meant or is_optional or quantity.name in refusing):
                         text = f"it raises {refusal.refusal.error}"
                         findings.append(Finding(here, EAGER, text, refusal=refusal.refusal))
+                    if quantity.name == "value":
+                        break  # where the function itself cannot be called there is no rule to judge
                     continue
+                done.append(mode)
                 known = eager_or_true(case, quantity, operator)
                 if known is None:
                     continue
@@ -63,11 +74,14 @@ def modes(
                         pair = Pair(got, should, sizes[k], allowed(known.errors[k]))
                         if not pair.beyond("float64").any():
                             continue
-                        mismatch = climb({"float64": pair}, case.own(quantity, operator, k))
+                        own = case.own(quantity, operator, k)
+                        mismatch = case.climb(quantity, k, {"float64": pair}, [operator], own)
                     if mismatch is not None or got.shape != should.shape:
                         text = explain(got, should, {})
                         findings.append(Finding(place._replace(mode=mode), EAGER, text, mismatch, quantity=quantity))
-    if not done:
+    if not done and refusals and not findings:
+        return refused(name, refusals)
+    if not done and not findings:
         return CheckResult(name, "not applicable", "neither framework has other modes")
     return judged(name, findings, f"{', '.join(dict.fromkeys(done))}: as eager", refusals)
 
@@ -89,7 +103,7 @@ def eager_or_true(case: Case, quantity: Quantity, operator: Recorded) -> Truth |
         values = asked(operator, Place(operator.side, quantity.name), *quantity.groups)
         return Truth(values, tuple(np.zeros(y.shape) for y in values), EAGER)
     except RefusalError:
-        known = case.true(quantity, operator)
+        known = case.true(quantity, operator) if case.is_derivative else None
         return known if known is not None and all(np.isfinite(error).all() for error in known.errors) else None
 
 
@@ -120,6 +134,7 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
     )
     cotangents = tuple(np.stack([v] * len(batch)) for v in case.cotangents)
     alone = len(arguments) < len(case.inputs)
+    refusing: set[str] = set()  # the quantities that the reference raises for
     for side, operator in case.sides:
         here = Place(side, "value", mode="vmap")
         if alone:
@@ -133,6 +148,14 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
             here = here._replace(quantity=name)
             try:
                 together = asked(together_by, here, stacked, *((cotangents,) if name == "vjp" else ()))
+            except RefusalError as refusal:
+                refusals.append(refusal.refusal)
+                if side == "reference":
+                    refusing.add(name)
+                elif not (refusal.is_meant or name in refusing):
+                    findings.append(raised(refusal))
+                continue
+            try:
                 one_by_one = [asked(operator, Place(side, name), inputs, *groups) for inputs in batch]
             except RefusalError as refusal:
                 refusals.append(refusal.refusal)
@@ -146,7 +169,9 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
                     if all(case.is_near(got, one[k], "float64") for got, one in zip(result, one_by_one, strict=True)):
                         continue
                     sizes = np.stack([case.size(Quantity(name, (inputs, *groups)))[k] for inputs in batch])
-                    mismatch = climb({"float64": Pair(result, expected, sizes)}, case.own(quantity, operator, k))
+                    pair = Pair(result, expected, sizes)
+                    own = case.own(quantity, operator, k)
+                    mismatch = case.climb(quantity, k, {"float64": pair}, [operator], own)
                 if result.shape != expected.shape or mismatch is not None:
                     place = here._replace(path=place.path, by=place.by)
                     findings.append(Finding(place, "a loop", explain(result, expected, {}), mismatch))
@@ -200,7 +225,7 @@ def rule_runs(case: Case, side: str, operator: Function, name: str, others: Arra
         return
     yield EAGER, "ran"
     modes = {
-        **operator.transformed(),
+        **transforms(case, operator),
         **by_vmap(case, operator),
         **(operator.compiled() if case.compiled else {}),
     }

@@ -10,14 +10,16 @@ from p3.parity.case import PRECISIONS, Case
 from p3.parity.checks.derivatives import snippet
 from p3.parity.checks.domain import raised
 from p3.parity.function import Arrays, at_precision, is_inexact, wide
-from p3.parity.mismatch import Mismatch, Pair, climb
+from p3.parity.mismatch import Mismatch, Pair
 from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked
 from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
+from p3.tolerance import FAR_END
 
 FIRST = ("value", "vjp", "jvp")
 SECOND = "vjp of vjp"  # at zeros, at the user's points and at awkward inputs: at an infinity it is any algorithm's own
+LARGE = 1000.25  # where exponential functions overflow, and no edge; no whole number, since some have poles at those
 EXTREMES = (0.0, 1000.0)  # times an argument of a function that is not elementwise
 
 
@@ -79,12 +81,12 @@ def special_values(case: Case) -> CheckResult:
     places = [f"{x:.3g}" for x in numbers(case, "float32")] + list(case.awkward)
     note = f"alike at {', '.join(places)}"
     note += "" if case.elementwise else "; finite alike where an argument is 0 or 1000 times as large"
-    return judged("special values", findings, note, refusals)
+    return judged("special values", findings, note, refusals, case.edges)
 
 
 def numbers(case: Case, precision: str) -> np.ndarray:
     """
-    Zeros, subnormal, smallest normal, huge and infinite numbers of both signs, NaN, and the user's points.
+    Zeros, subnormal, smallest normal, large, huge and infinite numbers of both signs, NaN, and the user's points.
 
     A function that is not elementwise gets the zeros and the points alone: how far an infinity or a NaN spreads, and
     what overflows on the way, is the algorithm's.
@@ -93,27 +95,35 @@ def numbers(case: Case, precision: str) -> np.ndarray:
         return np.array([0.0, -0.0, *case.points])
     info = np.finfo(precision)
     ends = [0.0, 3 * float(info.smallest_subnormal), float(info.tiny), float(info.max) / 2, np.inf]
-    return np.array([sign * end for end in ends for sign in (1, -1)] + [np.nan, *case.points])
+    return np.array([sign * end for end in (*ends, LARGE) for sign in (1, -1)] + [np.nan, *case.points])
 
 
 def specials(case: Case, precision: str) -> Iterator[Special]:
     """
     Inputs with the numbers in one argument, and those that the user names.
 
-    All numbers at once where the function is elementwise, or else one at a time, in the first element.
+    All numbers at once where the function is elementwise and the argument is no scalar, or else one at a time, in the
+    first element.
     """
     values = numbers(case, precision)
+    shape = np.broadcast_shapes(*(x.shape for x in case.inputs)) if case.elementwise else ()
+    is_table = bool(shape) and all(x.shape == shape or not x.ndim for x in case.inputs)
+    table = (1,) * (len(shape) - 1) + values.shape  # of the rank that the arguments were given
     for position in case.arguments:
-        kind = case.inputs[position].dtype
-        if case.elementwise:
+        given = case.inputs[position]
+        if is_table and given.ndim:
             inputs = tuple(
-                values.astype(kind) if i == position else np.resize(x.ravel()[:1], len(values))
+                values.astype(given.dtype).reshape(table)
+                if i == position
+                else np.resize(x.ravel()[:1], table)
+                if x.ndim
+                else x
                 for i, x in enumerate(case.inputs)
             )
             yield Special(inputs, special_of(of=case.of(position)), position)
             continue
-        for value in values if case.inputs[position].size else ():
-            x = case.inputs[position].copy()
+        for value in values if given.size else ():
+            x = given.copy()
             x[(0,) * x.ndim] = value
             inputs = (*case.inputs[:position], x, *case.inputs[position + 1 :])
             yield Special(inputs, special_of(number=x[(0,) * x.ndim].item(), of=case.of(position)), position)
@@ -222,7 +232,7 @@ def compared(
         ignored |= meaningless(case, special, precision, quantity, b)
         if name == SECOND:
             ignored |= ~chosen
-        for mismatch in apart(case, Pair(np.where(ignored, b, a), b, size), precision):
+        for mismatch in apart(case, quantity, k, Pair(np.where(ignored, b, a), b, size), precision):
             text = f"it is {mismatch.got:.9g}, and the reference's {mismatch.expected:.9g}"
             if np.isnan(mismatch.got) != np.isnan(mismatch.expected):
                 text += ": NaN on one side alone"
@@ -233,7 +243,7 @@ def compared(
         known = ~np.isnan(wide(true[k])) & chosen & ~ignored
         for side, operator in case.sides:
             pair = Pair(np.where(known, results[side][k], true[k]), true[k], size)
-            for mismatch in apart(case, pair, precision):
+            for mismatch in apart(case, quantity, k, pair, precision):
                 text = f"it is {mismatch.got:.9g}, and should be {mismatch.expected:.9g}"
                 truth = mismatch.expected
                 yield finding(case, special, quantity, operator, "the closed form", k, text, mismatch, truth)
@@ -268,8 +278,10 @@ def finding(
     number: tuple[complex | float, ...] = ()
     if special.position is not None:
         x = special.inputs[special.position]
-        number = (x[mismatch.element if case.elementwise else (0,) * x.ndim].item(),)
+        number = (x[mismatch.element if special.is_table and x.ndim else (0,) * x.ndim].item(),)
     of = case.places(quantity, operator.side)[k]
+    if against == "the reference" and is_edge(case, special, mismatch.element):
+        mismatch = mismatch._replace(kind="edge")
     return Finding(
         special.at(mismatch.element)._replace(side=of.side, quantity=of.quantity, path=of.path, by=of.by),
         against,
@@ -280,6 +292,18 @@ def finding(
         snippet=snippet(case, quantity, operator, k, mismatch),
         quantity=quantity,
     )
+
+
+def is_edge(case: Case, special: Special, element: tuple[int, ...]) -> bool:
+    """Whether an element is at a far end of the numbers, where no given input and no point of the user's is."""
+    number = special.at(element).number
+    if number is None:
+        return False
+    given = [x for x in case.inputs if is_inexact(x)]
+    if any(np.isin(number, x) or (np.isnan(number) and np.isnan(x).any()) for x in (*given, np.array(case.points))):
+        return False
+    size = np.abs(number)
+    return bool(not size <= FAR_END.value or 0 < size < np.finfo(np.float32).tiny)
 
 
 def closed(case: Case, special: Special, precision: str) -> Arrays | None:
@@ -297,7 +321,8 @@ def meaningless(case: Case, special: Special, precision: str, quantity: Quantity
 
     def anywhere(found: list[np.ndarray]) -> np.ndarray:
         if case.elementwise:
-            return np.asarray(np.any([f for f in found if f.shape == expected.shape], axis=0))
+            same = [f if f.shape == expected.shape else np.full(expected.shape, f.any()) for f in found]
+            return np.asarray(np.any(same, axis=0)) if same else np.zeros(expected.shape, bool)
         return np.full(expected.shape, any(f.any() for f in found))
 
     result = np.zeros(expected.shape, bool)
@@ -313,16 +338,18 @@ def meaningless(case: Case, special: Special, precision: str, quantity: Quantity
     return result
 
 
-def apart(case: Case, pair: Pair, precision: str) -> Iterator[Mismatch]:
+def apart(case: Case, quantity: Quantity, k: int, pair: Pair, precision: str) -> Iterator[Mismatch]:
     """Where two arrays differ: each element of an elementwise function, or else the worst."""
+    ordinary, operators = case.quantity(quantity.name), [operator for _, operator in case.sides]
     if not case.elementwise:
-        worst = climb({precision: pair})
+        worst = case.climb(ordinary, k, {precision: pair}, operators)
         yield from [worst] if worst is not None else []
         return
     for index in map(tuple, np.argwhere(pair.beyond(precision))):
         alone = np.zeros(pair.got.shape, bool)
         alone[index] = True
-        mismatch = climb({precision: pair._replace(got=np.where(alone, pair.got, pair.expected))})
+        alone_pair = pair._replace(got=np.where(alone, pair.got, pair.expected))
+        mismatch = case.climb(ordinary, k, {precision: alone_pair}, operators)
         if mismatch is not None:
             yield mismatch
 
@@ -334,7 +361,7 @@ def flushed(special: Special, precision: str, got: np.ndarray) -> np.ndarray:
         return result
     x = special.inputs[special.position]
     subnormal = (x != 0) & (np.abs(x) < float(np.finfo(precision).tiny))
-    for negative, zero in ((False, 0), (True, 1)):  # the first two numbers
-        same = (got == got[zero]) | (np.isnan(got) & np.isnan(got[zero]))
+    for negative, zero in ((False, got.flat[0]), (True, got.flat[1])):  # at the first two numbers
+        same = (got == zero) | (np.isnan(got) & np.isnan(zero))
         result |= subnormal & (np.signbit(x.real) == negative) & same
     return result

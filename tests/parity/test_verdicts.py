@@ -1,0 +1,280 @@
+"""Single precision inside, edges, refusals and rules that are no derivatives each have the verdict that they should."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.autograd.function import once_differentiable
+
+import jaxp3
+import torchp3
+from p3 import InputError, parity
+from tests.support.faulty_ports import jax_rule
+from tests.support.right_pairs import LINE
+
+RANDOM = np.random.default_rng(0)
+ROWS = RANDOM.normal(size=(3, 8))
+HEADS = tuple(np.random.default_rng(seed).normal(size=(1, 4, 2, 8)) for seed in range(3))
+UNCOMPILED = {"compiled": False}
+
+
+def rms_norm_in_torch(x, epsilon=1e-6):
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def rms_norm_in_jax(x, epsilon=1e-6):
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+def in_float32(f, **options):
+    """The function, computed in float32 whatever it is given; in either framework."""
+
+    def inside(x):
+        return (
+            f(x.float(), **options).to(x.dtype)
+            if isinstance(x, torch.Tensor)
+            else f(x.astype(jnp.float32), **options).astype(x.dtype)
+        )
+
+    return inside
+
+
+gelu_in_jax = functools.partial(jax.nn.gelu, approximate=False)
+
+
+def attention_in_torch(q, k, v):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def check(in_torch, in_jax, inputs=ROWS, **options):
+    return parity.check(torchp3.as_operator(in_torch), jaxp3.as_operator(in_jax), inputs, **options)
+
+
+SINGLE = {
+    "Llama's RMSNorm": (rms_norm_in_torch, rms_norm_in_jax, ROWS),
+    "RMSNorm in float64 on one side": (
+        rms_norm_in_torch,
+        lambda x: x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6),
+        ROWS,
+    ),
+    "a router's softmax": (in_float32(torch.softmax, dim=-1), in_float32(jax.nn.softmax), ROWS),
+    "softmax in float32 on one side": (lambda x: torch.softmax(x, -1), in_float32(jax.nn.softmax), ROWS),
+    "gelu": (in_float32(torch.nn.functional.gelu), in_float32(gelu_in_jax), ROWS),
+    "a residual": (lambda x: x + rms_norm_in_torch(x), lambda x: x + rms_norm_in_jax(x), ROWS),
+    "tanh": (in_float32(torch.tanh), in_float32(jnp.tanh), ROWS),
+    "jax.nn.dot_product_attention": (attention_in_torch, jax.nn.dot_product_attention, HEADS),
+    "sine": (torch.sin, in_float32(jnp.sin), LINE),
+    "a constant": (lambda x: 0.1 * x, lambda x: float(np.float32(0.1)) * x, LINE),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_single_precision_inside_is_no_failure(name):
+    in_torch, in_jax, inputs = SINGLE[name]
+    report = check(in_torch, in_jax, inputs, **UNCOMPILED)
+    report.assert_ok()
+    assert "single precision" in {result.verdict for result in report.checks}
+    assert {difference.kind for difference in report.differences} <= {"single precision", "rounding", "edge"}
+    assert report["power"].note.startswith("100 %")
+
+
+FAULTS_IN_SINGLE = {
+    "no epsilon": (rms_norm_in_torch, functools.partial(rms_norm_in_jax, epsilon=0.0), ROWS),
+    "another epsilon": (rms_norm_in_torch, functools.partial(rms_norm_in_jax, epsilon=1e-5), ROWS),
+    "another gelu": (in_float32(torch.nn.functional.gelu), in_float32(jax.nn.gelu), ROWS),
+    "another scale": (in_float32(torch.sin), in_float32(lambda x: 1.000002 * jnp.sin(x)), ROWS),
+    "half precision": (torch.sin, lambda x: jnp.sin(x.astype(jnp.float16)).astype(x.dtype), LINE),
+    "one element": (in_float32(torch.sin), in_float32(lambda x: jnp.sin(x).at[1, 1].mul(1.0001)), ROWS),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS_IN_SINGLE)
+def test_a_fault_in_single_precision_is_one(name):
+    in_torch, in_jax, inputs = FAULTS_IN_SINGLE[name]
+    report = check(in_torch, in_jax, inputs, only=["value", "vjp"])
+    assert report["value"].verdict == "failed"
+    assert report.first.kind == "semantic"
+    assert "float32" not in report.first.explanation
+
+
+def test_a_wrong_rule_of_a_function_in_single_precision_is_held_against_the_truth():
+    f = jax_rule(rms_norm_in_jax, lambda x, v: 1.1 * jax.vjp(rms_norm_in_jax, x)[1](v)[0])
+    report = parity.check(jaxp3.as_operator(f), jaxp3.as_operator(f), ROWS, only="vjp")
+    assert report["vjp"].verdict == "failed"
+    assert "surrogate=True" in report.first.explanation
+
+
+EDGES = {
+    "gelu": (lambda x: torch.nn.functional.gelu(x, approximate="tanh"), jax.nn.gelu),
+    "a polynomial": (torchp3.legendre_p3, lambda x: 0.5 * (5 * x**3 - 3 * x)),
+    "NaN hidden": (torch.sin, lambda x: jnp.nan_to_num(jnp.sin(x))),
+    "the smallest": (lambda x: x, lambda x: jnp.where((x != 0) & (jnp.abs(x) < 1e-38), 1, x)),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_what_differs_at_the_far_ends_alone_fails_only_where_that_is_asked_for(name):
+    in_torch, in_jax = EDGES[name]
+    report = check(in_torch, in_jax, LINE, only="special values")
+    edges = [difference for difference in report.differences if difference.kind == "edge"]
+    if name != "gelu":
+        assert edges
+    assert report.ok
+    assert "expected" not in str(report)
+    assert check(in_torch, in_jax, LINE, only="special values", edges="fail").ok == (not edges)
+
+
+def test_a_far_end_that_is_given_is_no_edge():
+    def hidden(x):
+        return jnp.nan_to_num(jnp.sin(x))
+
+    for inputs, points in ((np.append(LINE, np.inf), ()), (LINE, (np.inf,))):
+        assert not check(torch.sin, hidden, inputs, only="special values", points=points).ok
+
+
+def test_an_overflow_of_an_exponential_is_no_edge():
+    def softplus(x):
+        return torch.logaddexp(x, torch.zeros_like(x))
+
+    assert not check(softplus, lambda x: jnp.log(1 + jnp.exp(x)), LINE, only="special values").ok
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """The cube, whose rule has no derivative, and says so."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return 3 * x * x * cotangent
+
+
+def test_once_differentiable_is_a_refusal():
+    sides = torchp3.as_operator(OnceDifferentiable), jaxp3.as_operator(lambda x: x**3)
+    for reference, port in (sides, sides[::-1]):
+        report = parity.check(reference, port, LINE, only=["vjp of vjp", "power"])
+        report.assert_ok()
+        assert "once_differentiable" in report["vjp of vjp"].note
+        assert report["vjp of vjp"].verdict == "refused"
+        assert report["power"].note.startswith("100 %")
+        assert "detached residual" not in report["power"].note
+
+
+def test_a_port_that_cannot_be_jitted_or_batched_fails():
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+    def masked(x, mask):
+        return x * mask
+
+    masked.defvjp(lambda x, mask: (x * mask, None), lambda mask, _, cotangent: (cotangent * mask,))
+    inputs = np.arange(1.0, 6), np.array([1, 0, 1, 1, 0], bool)
+    report = check(lambda x, mask: x * mask, masked, inputs)
+    assert {result.name for result in report.failed} == {"batched", "compiled"}
+    assert "as eager" not in report["compiled"].note
+    assert "nondiff_argnums" in report["compiled"].note
+
+
+def test_both_sides_may_refuse_a_transform():
+    in_torch, in_jax = (lambda x: x * (2 if x.sum() > 0 else 3) for _ in range(2))
+    report = check(in_torch, in_jax, ROWS, only=["batched"])
+    assert report["batched"].verdict == "refused"
+
+
+class Clipped(torch.autograd.Function):
+    """The identity, whose rule clips its cotangent."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent.clamp(-1, 1)
+
+
+def test_a_rule_that_is_meant_to_be_not_linear():
+    clipped = jax_rule(lambda x: 1.0 * x, lambda x, v: jnp.clip(v, -1, 1))
+    assert "say linear=False" in str(check(Clipped, clipped, **UNCOMPILED))
+    report = check(Clipped, clipped, **UNCOMPILED, linear=False)
+    report.assert_ok()
+    assert report["power"].note.startswith("100 %")
+    assert not check(
+        Clipped, jax_rule(lambda x: 1.0 * x, lambda x, v: jnp.clip(v, -1.5, 1)), linear=False, **UNCOMPILED
+    ).ok
+
+
+def test_cotangents_and_tangents_are_on_both_sides_of_one_and_never_on_it():
+    numbers = np.abs(
+        parity.checker.make_case(torchp3.as_operator(torch.sin), jaxp3.as_operator(jnp.sin), LINE).cotangents[0]
+    )
+    assert (numbers < 1).any()
+    assert (numbers > 1).any()
+    assert not (numbers * 8 == np.round(numbers * 8)).any()
+    np.testing.assert_array_equal(numbers.astype(jnp.bfloat16).astype(float), numbers)
+
+
+NOTHING = {
+    "no outputs": (lambda x: (), lambda x: (), {}, "gives no number"),
+    "an output without elements": (lambda x: x[:0], lambda x: x[:0], {}, "gives no number"),
+    "NaN everywhere": (lambda x: x * torch.nan, lambda x: x * jnp.nan, {}, "gives no finite number"),
+    "infinite everywhere": (lambda x: x * 0 + torch.inf, lambda x: x * 0 + jnp.inf, {}, "gives no finite number"),
+    "a closed form that is NaN": (torch.sin, jnp.sin, {"closed_form": lambda x: x * np.nan}, "closed_form gives no"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_nothing_to_check_is_told(name):
+    in_torch, in_jax, options, says = NOTHING[name]
+    with pytest.raises(InputError, match=says):
+        check(in_torch, in_jax, ROWS, **options)
+
+
+def test_a_derivative_that_is_nowhere_finite_fails():
+    report = check(torch.sqrt, jnp.sqrt, np.zeros(5), only=["value", "vjp"])
+    assert report["value"].verdict == "passed"
+    assert report["vjp"].verdict == "failed"
+    assert "no element of it is finite" in report["vjp"].note
+
+
+@jax.custom_vjp
+def scaled(x, c):
+    return x * c
+
+
+scaled.defvjp(lambda x, c: (x * c, (x, c)), lambda residuals, v: (v * residuals[1], (residuals[0] * v).sum()))
+biased = jax_rule(lambda x, b: x + b, lambda x, b, v: (v, v.sum(0)))
+DROPPED = jax_rule(lambda x, mask: 2 * x * mask, lambda x, mask, v: (2 * v * mask, None))
+RANKS = {
+    "a scalar": (lambda x, c: x * c, scaled, (ROWS[0], np.array(1.5))),
+    "a scalar and a table": (lambda x, c: x * c, scaled, (ROWS, np.array(1.5))),
+    "a bias": (lambda x, b: x + b, biased, (ROWS, ROWS[0])),
+    "a mask": (lambda x, mask: 2 * x * mask, DROPPED, (ROWS, ROWS > 0)),
+    "tables alone": (torch.sin, lambda x: jnp.sin(x) + jnp.zeros((1, x.shape[1]), x.dtype), ROWS),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_arguments_keep_the_rank_that_they_were_given(name):
+    in_torch, in_jax, inputs = RANKS[name]
+    report = check(in_torch, in_jax, inputs, **UNCOMPILED)
+    report.assert_ok()
+    assert report["shapes"].verdict == report["special values"].verdict == "passed"
+
+
+def test_a_scalar_whose_gradient_is_not_summed_is_noticed():
+    wrong = jax_rule(lambda x, c: x * c, lambda x, c, v: (v * c, (x * v).mean()))
+    assert not check(lambda x, c: x * c, wrong, (ROWS, np.array(1.5)), only="vjp").ok
