@@ -180,14 +180,14 @@ def check_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def lines_now_and_then() -> Iterator[Callable[[str, int, int], None]]:
-    """Every ten seconds, a line that says which check runs."""
+    """Every ten seconds, a line that says what runs."""
     running: list[tuple[str, int, int]] = []
     ended = Event()
 
     def tell() -> None:
         while not ended.wait(BETWEEN_LINES):
             for name, done, total in running[-1:]:
-                click.echo(f"check {done + 1} of {total}, {name!r}, is running", err=True)
+                click.echo(f"{name}: {done} of {total} done", err=True)
 
     teller = Thread(target=tell, daemon=True)
     teller.start()

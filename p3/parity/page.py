@@ -17,12 +17,11 @@ COLOURS = {"float64": "#0072B2", "float32": "#D55E00"}
 
 BODY = """
 <p class="{{ 'passed' if report.ok else 'failed' }}">{{ report.summary }}</p>
+{% if report.causes %}<p>First cause: {{ line(*report.causes[0]) }}</p>{% endif %}
+{% for text in report.others() %}<p>{{ text }}</p>{% endfor %}
+{% if report.snippet %}<p>This program shows it:</p><pre>{{ report.snippet }}</pre>{% endif %}
 <p>Inputs: {% for x in report.case.inputs -%}
 {{ x.dtype }} of shape {{ x.shape }}{{ ", " if not loop.last }}{% endfor %}; seed {{ report.case.seed }}.</p>
-{% for check in report.failed %}<h2>{{ check.name }}</h2>
-{% for finding in check.findings %}<p>{{ line(check.name, finding) }}</p>
-{% if finding.snippet %}<pre>{{ finding.snippet }}</pre>{% endif %}
-{% endfor %}{% endfor %}
 <h2>All checks</h2>
 <table>
 <tr><th>check<th>verdict<th>what it shows<th>seconds

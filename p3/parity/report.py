@@ -1,8 +1,9 @@
 """The report of a check: a table, JSON, and a page."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from p3.parity.case import Case
 from p3.parity.difference import Difference
+from p3.parity.quantity import DERIVATIVES
 from p3.parity.result import CheckResult, Finding
 
 COLOURS = {
@@ -22,6 +24,10 @@ COLOURS = {
     "refused": "yellow",
     "not applicable": "dim",
 }
+# The checks of which a failure can follow from that of a value or a derivative.
+CONSEQUENT = ("vjp", "jvp", "vjp of vjp", "jvp of vjp", "vjp of jvp", "jvp of jvp", "adjoint", "special values")
+MOST_LINES = 3  # of one check
+LONGEST = 160  # characters of a refusal
 ORDER = ("semantic", "not reproduced", "edge", "single precision", "rounding")
 
 
@@ -103,19 +109,106 @@ class ParityReport:
         """The table, as plain text."""
         console = Console(file=StringIO(), width=150, force_terminal=False, color_system=None)
         console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
     def __rich__(self) -> Group:
-        """The table, and below it what is wrong."""
-        table = Table("check", "verdict", "what it shows", title=Text(self.title), title_justify="left")
+        """The verdict and the first cause, the checks, what else is wrong, a program that shows it, and the verdict."""
+        verdict = [Text(self.summary)]
+        if self.causes:
+            verdict += [Text(f"First cause: {line(*self.causes[0])}")]
+        parts: list[Any] = [Text(self.title, "bold"), *verdict, Text(""), self._table()]
+        others = list(self.others())
+        parts += [Text(""), *map(Text, others)] if others else []
+        parts += [Text("\nThis program shows it:"), Text(self.snippet, "dim")] if self.snippet else []
+        return Group(*parts, *([Text(""), *verdict] if self.causes else []))
+
+    def _table(self) -> Table:
+        """A row a check; where something is wrong, what is right or refused for one reason is in a row together."""
+        table = Table("check", "verdict", "what it shows", box=None, padding=(0, 2, 0, 0))
+        rows: dict[tuple[str, str], list[str]] = {}
         for check in self.checks:
-            table.add_row(check.name, Text(check.verdict, COLOURS[check.verdict]), Text(check.note))
-        parts: list[Any] = [table]
+            note = check.note
+            if self.ok:
+                table.add_row(check.name, Text(check.verdict, COLOURS[check.verdict]), Text(note))
+                continue
+            if check.verdict == "failed":
+                cause = self.follows_from(check)
+                note = f"follows from {cause}" if cause else note
+            elif check.verdict == "refused":
+                note = shortened(str(check.refusals[0]._replace(place=check.refusals[0].place._replace(quantity=""))))
+            else:
+                note = ""
+            rows.setdefault((check.verdict, note), []).append(check.name)
+        if not self.ok:
+            for verdict in ("failed", "refused", "single precision", "not applicable", "passed"):
+                for (found, note), names in rows.items():
+                    if found == verdict:
+                        table.add_row(", ".join(names), Text(verdict, COLOURS[verdict]), Text(note))
+        return table
+
+    def others(self) -> Iterator[str]:
+        """What is wrong besides the first cause, and no consequence of another; then edges."""
+        for check in self.failed:
+            found = [finding for name, finding in self.causes[1:] if name == check.name]
+            yield from (line(check.name, finding) for finding in found[:MOST_LINES])
+            if len(found) > MOST_LINES:
+                yield f"{check.name}: {len(found) - MOST_LINES} more"
+        for check in self.checks:
+            edges = [f for f in check.findings if f.kind == "edge"] if check.verdict != "failed" else []
+            for quantity in dict.fromkeys(finding.place.quantity for finding in edges):
+                of_it = [finding.place.at for finding in edges if finding.place.quantity == quantity]
+                yield f"edges, no failure: {quantity} differs {', '.join(dict.fromkeys(of_it))}"
+
+    @cached_property
+    def causes(self) -> tuple[tuple[str, Finding], ...]:
+        """What is wrong, each once, by the name of its check: without what follows from something before it."""
+        found: list[tuple[str, Finding]] = []
+        seen: set[str] = set()
         for check in self.failed:
             for finding in check.findings:
-                parts += [Text(f"\n{line(check.name, finding)}")]
-                parts += [Text(finding.snippet, "dim")] if finding.snippet else []
-        return Group(*parts, Text(f"\n{self.summary}"))
+                place = repr(finding.place)
+                if self.is_failure(finding) and place not in seen and not self._cause_of(check, finding):
+                    found.append((check.name, finding))
+                seen.add(place)
+        return tuple(found)
+
+    @property
+    def snippet(self) -> str:
+        """A program that shows the first cause that one can be made of; empty where there is none."""
+        return next((finding.snippet for _, finding in self.causes if finding.snippet), "")
+
+    def is_failure(self, finding: Finding) -> bool:
+        """Whether a finding is one that its check fails for."""
+        return finding.is_wrong or (finding.kind == "edge" and self.case.edges == "fail")
+
+    def follows_from(self, check: CheckResult) -> str:
+        """The name of an earlier check that all failures of a check follow from; empty where one does not."""
+        causes = [self._cause_of(check, finding) for finding in check.findings if self.is_failure(finding)]
+        return causes[0] if causes and all(causes) else ""
+
+    def _cause_of(self, check: CheckResult, finding: Finding) -> str:
+        """
+        The name of an earlier check that failed for what a finding is computed by; empty where none did.
+
+        Special values and second derivatives are wrong where the value or the first derivative is. What a mode, dtype
+        or shape alone changes follows from nothing.
+        """
+        if check.name not in CONSEQUENT or not finding.place.quantity:
+            return ""
+        needed = DERIVATIVES[finding.place.quantity].combinators
+        for earlier in self.failed:
+            if earlier.name == check.name:
+                return ""
+            if earlier.name not in DERIVATIVES:
+                continue
+            made_by = DERIVATIVES[earlier.name].combinators
+            is_part = made_by == needed[: len(made_by)] or not made_by
+            # A finding against the truth is of its own side alone, and follows from no difference of the sides.
+            sides = {f.place.side for f in earlier.findings if self.is_failure(f)}
+            if is_part and finding.place.side in sides:
+                return earlier.name
+        return ""
 
     def to_json(self) -> str:
         """All of it, as JSON; numbers that are not finite are strings."""
@@ -141,6 +234,11 @@ class ParityReport:
             allow_nan=False,
             ensure_ascii=False,
         )
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is long."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def line(check: str, finding: Finding) -> str:

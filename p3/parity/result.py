@@ -78,11 +78,8 @@ class Finding(NamedTuple):
             return line
         where = f" at {m.element}" if m.element else ""
         where += f", input {', '.join(f'{x:.9g}' for x in self.inputs)}" if self.inputs else ""
-        known = "" if self.truth is None else f" (true: {self.truth:.9g})"
-        return (
-            f"{line}; worst{where}: {m.got:.9g}, expected {m.expected:.9g}{known}, {m.epsilons:.3g} {m.precision} "
-            f"epsilons; {describe_ladder(m)}"
-        )
+        known = "" if self.truth in (None, m.expected) else f" (true: {self.truth:.9g})"
+        return f"{line}; worst{where}: {m.got:.9g}, expected {m.expected:.9g}{known}; {describe_ladder(m)}"
 
 
 class CheckResult(NamedTuple):

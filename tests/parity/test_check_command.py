@@ -27,6 +27,7 @@ from p3.parity.checks.derivatives import text_of
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 from p3.parity.page import plot_errors
 from tests.support.commands import EITHER_WAY, SCRIPTS, call, refused, run
+from tests.support.faulty_ports import FAULTY
 from tests.support.problems import COMPARISONS
 
 P3 = ["torchp3:legendre_p3", "jaxp3:legendre_p3", "--input", "linspace(-3, 3, 51)"]
@@ -61,7 +62,7 @@ def test_reports(command, tmp_path):
         assert finished.returncode == 1, finished.stderr
     assert json.loads((tmp_path / "report.json").read_text())["checks"][0]["verdict"] == "failed"
     page = (tmp_path / "report.html").read_text()
-    assert "inputs[1], against the reference" in page
+    assert page.index("First cause: vjp: the port, inputs[1], against finite differences") < page.index("<table")
     assert "<svg" in page
     assert not re.findall(r"""(?:src|href)="(?!#)|url\((?!#)|@import|<script""", page)  # all of it is in the page
 
@@ -82,6 +83,31 @@ def test_the_page_draws_what_is_wrong_in_one_output_alone():
     assert plot_errors(report.case).axes[0].get_title() == "value, output[1], difference in epsilons"
 
 
+def shows_what_it_says(snippet):
+    """Run a snippet: it prints the number that its last line says, which is not the one that was expected."""
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(snippet, {})
+    names = {"nan": np.nan, "inf": np.inf}
+    said, expected = (
+        eval(number, names) for number in snippet.splitlines()[-1][2 : -len(" was expected")].split(", and ")
+    )
+    assert np.isclose(complex(printed.getvalue()), said, rtol=1e-6, equal_nan=True), snippet
+    assert not np.array_equal(said, expected, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAULTY)
+def test_each_snippet_of_a_faulty_port_shows_the_difference(name):
+    faulty = FAULTY[name]
+    if not (faulty.port.program or faulty.reference.program) or faulty.check == "compiled":
+        return
+    report = parity.check(faulty.reference, faulty.port, faulty.inputs, only=faulty.check, **faulty.options)
+    for finding in report[faulty.check].findings:
+        if finding.snippet:
+            shows_what_it_says(finding.snippet)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("inputs", "only"),
@@ -97,11 +123,7 @@ def test_each_snippet_is_a_program_that_prints_what_was_got(inputs, only, tmp_pa
     shown = [f for check in report.failed for f in check.findings if f.snippet]
     assert {finding.mismatch.precision for finding in shown} >= {"float64", "float32"}
     for finding in shown:
-        printed = StringIO()
-        with redirect_stdout(printed):
-            exec(finding.snippet, {})
-        got = complex(printed.getvalue())
-        assert np.isclose(got, finding.mismatch.got, rtol=1e-6, equal_nan=True), finding.snippet
+        shows_what_it_says(finding.snippet)
     if only is None:
         (tmp_path / "shown.py").write_text(shown[0].snippet)
         finished = run(sys.executable, tmp_path / "shown.py")

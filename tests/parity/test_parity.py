@@ -724,12 +724,40 @@ def test_the_report_says_what_is_wrong_and_where(failed):
         "the port, vjp, inputs, against the complex step: ",
         "1.01 times",
         "input ",
-        "true: ",
+        "expected ",
         "float64 epsilons",
         "semantic",
     ):
         assert said in str(finding)
-    assert "failed" in text
+    lines = text.splitlines()
+    assert lines[1] == failed.summary
+    assert lines[2].startswith("First cause: vjp: the port, inputs, against the complex step: it is 1.01 times")
+    assert text.rstrip().endswith("\n".join(lines[1 : lines.index("")]))
+    assert len(lines) <= 40
+
+
+def test_a_failure_that_follows_from_another_is_told_in_half_a_line():
+    faulty = FAULTY["1 % too much"]
+    report = parity.check(faulty.reference, faulty.port, faulty.inputs, compiled=False)
+    assert [name for name, _ in report.causes] == ["vjp"]
+    for result in report.failed[1:]:
+        assert report.follows_from(result) == "vjp"
+    assert "follows from vjp" in str(report)
+    assert len(str(report).splitlines()) <= 40
+
+
+def test_a_failure_of_a_mode_follows_from_nothing():
+    faulty = FAULTY["batch rule in the gradient"]
+    report = parity.check(faulty.reference, faulty.port, faulty.inputs, compiled=False)
+    assert "batched" in [name for name, _ in report.causes]
+
+
+def test_of_many_findings_of_a_check_three_are_told():
+    sides = torchp3.as_operator(lambda x: 1.0 * x), jaxp3.as_operator(lambda x: jnp.clip(x, -100, 100))
+    report = parity.check(*sides, LINE, only="special values", edges="fail")
+    told = [line for line in report.others() if line.startswith("special values: the port")]
+    assert len(told) == 3
+    assert f"special values: {len(report.causes) - 4} more" in list(report.others())
 
 
 def test_json_holds_everything(failed):

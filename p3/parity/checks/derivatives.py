@@ -225,12 +225,25 @@ def snippet(case: Case, quantity: Quantity, operator: Recorded, k: int, mismatch
 
     There is none where the function cannot be imported, or the arrays are too large to be printed.
     """
-    groups = quantity.groups
     shape = case.values[0].shape
     index: tuple[int, ...] = (k, *mismatch.element)
-    if case.elementwise and all(x.shape == shape for group in groups for x in group):
-        groups = tuple(tuple(np.asarray(x[mismatch.element]) for x in group) for group in groups)
+    got, expected = mismatch.got, mismatch.expected
+    if case.elementwise and all(x.shape == shape for group in quantity.groups for x in group):
+        quantity = quantity._replace(
+            groups=tuple(tuple(np.asarray(x[mismatch.element]) for x in group) for group in quantity.groups)
+        )
         index = (k,)
+    elif case.elementwise:
+        cut = quantity._replace(groups=tuple(tuple(cut_to_one(x, shape) for x in group) for group in quantity.groups))
+        both = [side.unrecorded for side in (operator, case.reference)]
+        try:
+            results = [asked(side, Place("", quantity.name), *cut.given(mismatch.precision))[k] for side in both]
+        except RefusalError:
+            return ""
+        if results[0].size == 1 and not np.array_equal(results[0], results[1]):
+            quantity, index = cut, (k, *(0,) * results[0].ndim)
+            got, expected = (wide(result).ravel()[0].item() for result in results)
+    groups = quantity.groups
     if not operator.program or sum(x.size for group in groups for x in group) > LARGEST_SNIPPET:
         return ""
     of = "cotangents" if quantity.derivative.combinators[:1] == (PULLED,) else "tangents"
@@ -245,7 +258,12 @@ def snippet(case: Case, quantity: Quantity, operator: Recorded, k: int, mismatch
         lines.append(f"{group_name} = ({arrays},)")
     element = f"{list(index[1:])}" if len(index) > 1 else ""
     lines.append(f"print(operator.{quantity.derivative.method}({', '.join(names)})[{k}]{element})")
-    return "\n".join([*lines, f"# {mismatch.got!r}, and {mismatch.expected!r} was expected"])
+    return "\n".join([*lines, f"# {got!r}, and {expected!r} was expected"])
+
+
+def cut_to_one(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The first element, in as many axes, of an array that has a shape; others are as they are."""
+    return x[(slice(0, 1),) * x.ndim] if x.shape == shape else x
 
 
 def text_of(number: Any) -> str:
