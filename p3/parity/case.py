@@ -59,6 +59,7 @@ class Options(TypedDict, total=False):
     linear : whether the rule is linear in its cotangent; False for one that clips it, which is a surrogate as well
     points : more values to check every argument at: kinks, branch points
     awkward : more inputs to check at, by what is awkward about them: ties, nothing at all, a singular matrix
+    keys : the positions or names of arguments that are random keys or states, whose whole numbers are left as they are
     edges : "fail" where the far ends of the numbers count as well: infinities, NaN, huge and subnormal numbers; else
         "report", and what differs there is said alone
     dtypes : in which to check what comes out
@@ -71,6 +72,7 @@ class Options(TypedDict, total=False):
     linear: bool
     points: Iterable[float]
     awkward: Mapping[str, object]
+    keys: Iterable[int | str]
     edges: Literal["report", "fail"]
     dtypes: Iterable[str]
     compiled: bool
@@ -87,7 +89,8 @@ class Case:
     reference, port : the two operators
     inputs : floating ones in float64, rounded to float32 so that both precisions see the same
     structure : what is around the inputs
-    closed_form, surrogate, linear, points, awkward, edges, dtypes, compiled, seed : the `Options`
+    closed_form, surrogate, linear, points, awkward, keys, edges, dtypes, compiled, seed : the `Options`; keys as the
+        positions of arrays
     changes : what a side's value or vjp changes of the process, by side and method
     """
 
@@ -100,6 +103,7 @@ class Case:
     linear: bool = True
     points: tuple[float, ...] = ()
     awkward: Mapping[str, Arrays] = field(default_factory=dict)
+    keys: tuple[int, ...] = ()
     edges: Literal["report", "fail"] = "report"
     dtypes: tuple[str, ...] = DTYPES
     compiled: bool = True

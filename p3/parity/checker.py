@@ -10,13 +10,13 @@ import numpy as np
 
 from p3.errors import InputError
 from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
-from p3.parity.checks import derivatives, domain, faults, identities, modes, special
+from p3.parity.checks import derivatives, domain, faults, identities, integers, modes, special
 from p3.parity.function import Function, is_inexact, wide
 from p3.parity.process import changes, kept, undisturbed
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult, refused
-from p3.parity.tree import take_apart
+from p3.parity.tree import Structure, take_apart
 
 CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "value": derivatives.value,
@@ -37,6 +37,7 @@ CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "low precision": domain.low_precision,
     "shapes": domain.shapes,
     "special values": special.special_values,
+    "integers": integers.integers,
     "rule": modes.rule,
     "compiled": modes.compiled,
     "power": faults.power,
@@ -72,7 +73,8 @@ def check(
         nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
     only : a name of `CHECKS`, or several; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
-    options : closed_form, surrogate, linear, points, awkward, edges, dtypes, compiled and seed, as `Options` has them
+    options : closed_form, surrogate, linear, points, awkward, keys, edges, dtypes, compiled and seed, as `Options` has
+        them
 
     Raises
     ------
@@ -179,7 +181,7 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
         Recorded(port.of(structure), "port"),
         arrays,
         structure,
-        **checked_options(options),
+        **checked_options(options, structure),
     )
     with undisturbed(operator for _, operator in case.sides):
         look_for_changes(case)
@@ -245,7 +247,7 @@ def examine(case: Case) -> None:
         check_closed_form(case)
 
 
-def checked_options(options: Options) -> dict[str, Any]:
+def checked_options(options: Options, structure: Structure) -> dict[str, Any]:
     """
     The options, as a `Case` has them.
 
@@ -274,6 +276,11 @@ def checked_options(options: Options) -> dict[str, Any]:
         for dtype in checked["dtypes"] or ("none at all",):
             if dtype not in DTYPES:
                 raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if "keys" in options:
+        keys = options["keys"]
+        chosen = (keys,) if isinstance(keys, int | str) else tuple(keys)
+        structure.check(chosen)
+        checked["keys"] = tuple(i for i, top in enumerate(structure.tops) if top in chosen)
     if options.get("edges", "report") not in ("report", "fail"):
         raise InputError(f"edges={options['edges']!r} is neither 'report' nor 'fail'")
     seed = options.get("seed", 0)

@@ -21,7 +21,7 @@ def check(*, inputs: object, **sides_and_options: Any) -> ParityReport:
     inputs : an array, a tuple of arguments by position, or a dict of arguments by name; an argument is an array or a
         nested dict, list, tuple, named tuple or dataclass of them
     only, progress : as `p3.parity.check` has them
-    sides_and_options : closed_form, surrogate, linear, points, awkward, edges, dtypes, compiled and seed, as
+    sides_and_options : closed_form, surrogate, linear, points, awkward, keys, edges, dtypes, compiled and seed, as
         `p3.parity.check` has them
 
     Returns

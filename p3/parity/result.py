@@ -1,6 +1,7 @@
 """What a check comes to."""
 
 from collections.abc import Iterable
+from itertools import compress
 from typing import Literal, NamedTuple
 
 from p3.parity.difference import Kind
@@ -119,8 +120,9 @@ def judged(
 ) -> CheckResult:
     """Failed where a finding is more than rounding, and no edge that is only reported; or else passed."""
     found, refused = list(findings), once(refusals)
-    wrong = [f for f in found if f.is_wrong or (edges == "fail" and f.kind == "edge")]
-    findings = (*wrong, *(finding for finding in found if finding not in wrong))
+    failing = [f.is_wrong or (edges == "fail" and f.kind == "edge") for f in found]
+    wrong = list(compress(found, failing))
+    findings = (*wrong, *(f for f, fails in zip(found, failing, strict=True) if not fails))
     if wrong:
         return CheckResult(name, "failed", briefly(name, wrong[0]), findings, refused)
     note = "; ".join([note, *(f"refused: {refusal}" for refusal in refused)])

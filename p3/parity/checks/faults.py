@@ -9,6 +9,7 @@ import numpy as np
 from p3.parity.case import Case
 from p3.parity.checks.derivatives import vjp, vjp_of_vjp
 from p3.parity.checks.domain import dtypes, low_precision
+from p3.parity.checks.integers import integers, is_permutation
 from p3.parity.function import Arrays, Function, at_precision, is_inexact, wide
 from p3.parity.place import Place
 from p3.parity.quantity import Quantity
@@ -17,7 +18,9 @@ from p3.parity.result import CheckResult, Finding
 from p3.tolerance import AXES, NOTHING
 
 # What must notice a fault besides the vjp and the vjp of the vjp; the other checks are at inputs of their own.
-NOTICING = (dtypes, low_precision)
+NOTICING = (dtypes, low_precision, integers)
+
+IGNORED = -100  # the label that PyTorch's losses ignore
 
 Rule = Callable[[Function, Arrays, Arrays], Arrays | None]
 
@@ -116,6 +119,36 @@ def in_other_dtype(operator: Function, inputs: Arrays, cotangents: Arrays) -> Ar
     )
 
 
+def set_not_added(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The gradient by `.at[indices].set` for `.at[indices].add`: of equal indices the last one alone counts."""
+    for x in inputs:
+        if x.dtype.kind not in "iu" or not x.size or any(v.shape[: x.ndim] != x.shape for v in cotangents):
+            continue
+        flat = x.ravel().tolist()
+        last = np.array([value not in flat[n + 1 :] for n, value in enumerate(flat)]).reshape(x.shape)
+        return operator.vjp(
+            inputs, tuple(v * last.reshape(x.shape + (1,) * (v.ndim - x.ndim)).astype(v.dtype) for v in cotangents)
+        )
+    return None
+
+
+def ignored_counted(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The gradient where a negative label, which is ignored, counts as the label 0."""
+    labels = [x.dtype.kind == "i" and x.ndim > 0 and bool((x < 0).any()) for x in inputs]
+    if not any(labels):
+        return None
+    return operator.vjp(
+        tuple(np.maximum(x, 0) if ignored else x for x, ignored in zip(inputs, labels, strict=True)), cotangents
+    )
+
+
+def unmasked(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The gradient where all of a mask is true."""
+    if all(x.dtype.kind != "b" for x in inputs):
+        return None
+    return operator.vjp(tuple(np.ones_like(x) if x.dtype.kind == "b" else x for x in inputs), cotangents)
+
+
 def nan_at_one_point(g: np.ndarray) -> np.ndarray | None:
     """A NaN in the middle."""
     if not g.size:
@@ -131,6 +164,7 @@ def half_alone(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays
     return tuple(g + g / g.dtype.type(8) if g.dtype.itemsize == 2 else g for g in gradients)
 
 
+IGNORED_COUNTS = Fault("an ignored label counts", ignored_counted, "labels of which some are ignored, as by -100")
 FAULTS = (
     Fault("sign", each(lambda g: -g), "points whose gradient is not 0"),
     Fault("factor 1.01", each(lambda g: g * g.dtype.type(1.01)), "points whose gradient is not 0"),
@@ -152,6 +186,9 @@ FAULTS = (
     Fault("missing sum over a broadcast axis", unsummed, "an argument that is broadcast along an axis of several"),
     Fault("wrong dtype", in_other_dtype, "another dtype than float32"),
     Fault("missing conjugate", without_conjugate, "complex points off the real axis"),
+    Fault("set for add", set_not_added, "indices of which some are equal"),
+    IGNORED_COUNTS,
+    Fault("mask forgotten", unmasked, "a mask that is false somewhere"),
     Fault("NaN at one point", each(nan_at_one_point), "a point at least"),
     Fault(
         "off by one element",
@@ -203,7 +240,8 @@ class FaultyPullback(Function):
         """The faulty vjp."""
         inputs, cotangents = groups
         with np.errstate(all="ignore"):
-            return self.function.fault.rule(self.function.port, inputs, cotangents) or ()
+            faulty = self.function.fault.rule(self.function.port, inputs, cotangents)
+        return self.function.port.vjp(inputs, cotangents) if faulty is None else faulty
 
     def pullback(self) -> Function:
         """The port's, or 0 where the fault cuts it off."""
@@ -243,7 +281,10 @@ def changes_anything(case: Case, fault: Fault) -> bool:
     random = case.random()
     for low, high in ((0.5, 1.5), (-2.0, 2.0)):
         inputs = tuple(
-            np.asarray(random.uniform(low, high, x.shape)).astype(x.dtype) if is_inexact(x) else x for x in case.inputs
+            np.asarray(random.uniform(low, high, x.shape)).astype(x.dtype)
+            if is_inexact(x)
+            else others(x, fault, random)
+            for x in case.inputs
         )
         if any(x.dtype.kind == "c" for x in inputs):
             inputs = tuple(x * np.exp(0.7j) if x.dtype.kind == "c" else x for x in inputs)
@@ -261,6 +302,17 @@ def changes_anything(case: Case, fault: Fault) -> bool:
         if any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(right, wrong, strict=True)):
             return True
     return False
+
+
+def others(x: np.ndarray, fault: Fault, random: np.random.Generator) -> np.ndarray:
+    """Whole numbers, or a mask, that would show a fault of a rule for such."""
+    if fault.rule is set_not_added and x.dtype.kind in "iu" and x.size and not is_permutation(x):
+        return np.full_like(x, x.ravel()[0])
+    if fault.rule is ignored_counted and x.dtype.kind == "i" and x.ndim and x.size and (x >= 0).all():
+        return np.asarray(np.where(np.arange(x.size).reshape(x.shape) == 0, IGNORED, x))
+    if fault.rule is unmasked and x.dtype.kind == "b":
+        return np.asarray(random.permutation(np.arange(x.size) % 2 == 0).reshape(x.shape))
+    return x
 
 
 def power(case: Case) -> CheckResult:
@@ -328,13 +380,29 @@ def axis_advice(case: Case) -> str:
     return "; the inputs have one axis, and with two the sides differ: add inputs of two, if the port is to take them"
 
 
+def ignores(case: Case) -> bool:
+    """Whether the reference ignores a label, given or not: where that is in place of another, it has no gradient."""
+    inputs = tuple(others(x, IGNORED_COUNTS, case.random()) for x in case.inputs)
+    if not any(x.dtype.kind == "i" and (x < 0).any() for x in inputs):
+        return False
+    counted = ignored_counted(case.reference, inputs, case.cotangents)
+    assert counted is not None
+    gradients = case.reference.vjp(inputs, case.cotangents)
+    return all(np.isfinite(wide(y)).all() for y in case.reference.value(inputs)) and any(
+        (wide(g) == 0).sum() > (wide(h) == 0).sum() for g, h in zip(gradients, counted, strict=True)
+    )
+
+
 def is_plantable(case: Case, fault: Fault) -> bool:
     """Whether the fault can be made with the case's inputs and dtypes, and is one."""
     if fault.rule is half_alone and not low_precision(case).is_right:
         return False
     try:
         with np.errstate(all="ignore"):
-            made = fault.rule(case.port, case.inputs, case.cotangents) is not None
+            if fault is IGNORED_COUNTS:
+                made = ignores(case)
+            else:
+                made = fault.rule(case.port, case.inputs, case.cotangents) is not None
         return made and changes_anything(case, fault)
     except (Exception, SystemExit):  # a port that raises for second derivatives or other inputs has no fault there
         return False

@@ -78,8 +78,8 @@ def special_values(case: Case) -> CheckResult:
                 findings += differences_at_extremes(case, position, precision, factor)
     if refusals and not findings:
         return refused("special values", refusals)
-    places = [f"{x:.3g}" for x in numbers(case, "float32")] + list(case.awkward)
-    note = f"alike at {', '.join(places)}"
+    places = [f"{x:.6g}" for x in numbers(case, "float32")] + list(case.awkward)
+    note = f"{'tried' if any(f.kind == 'edge' for f in findings) else 'alike'} at {', '.join(places)}"
     note += "" if case.elementwise else "; finite alike where an argument is 0 or 1000 times as large"
     return judged("special values", findings, note, refusals, case.edges)
 
