@@ -11,6 +11,25 @@ class InputError(ValueError):
     """
 
 
+class UncallableError(InputError):
+    """
+    A function cannot be called with the inputs.
+
+    Attributes
+    ----------
+    side : whose it is, "reference" or "port"
+    """
+
+    def __init__(self, message: str, side: str) -> None:
+        """The message is one line, as every `InputError`'s."""
+        super().__init__(message, side)
+        self.side = side
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return str(self.args[0])
+
+
 class DivergenceError(ArithmeticError):
     """
     The fit left the finite numbers.

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -14,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from p3 import parity
 from p3.backends import BACKENDS, BackendName, load
 from p3.commands.files import reportable
-from p3.errors import InputError
+from p3.errors import InputError, UncallableError
+from p3.parity.frameworks import takes_other_arrays
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 
 BETWEEN_LINES = 10.0  # seconds
@@ -33,7 +35,8 @@ def check_command() -> click.Command:
                 multiple=True,
                 required=True,
                 metavar="EXPRESSION",
-                help='Once for each argument, an expression such as "linspace(-3, 3, 1001)"; or x.npy, or x.npz:name.',
+                help='Once for each argument, an expression such as "linspace(-3, 3, 1001)"; or x.npy, or x.npz:name. '
+                "One x.npz alone has the arguments by name.",
             ),
             click.Option(
                 ["--frameworks"],
@@ -54,6 +57,12 @@ def check_command() -> click.Command:
                 ["--linear/--not-linear"],
                 default=True,
                 help="Whether the rule is linear in its cotangent; one that clips it is not.",
+            ),
+            click.Option(
+                ["--key", "keys"],
+                type=int,
+                multiple=True,
+                help="The position, from 0, of a random key or state, whose whole numbers are not varied.",
             ),
             click.Option(
                 ["--edges"],
@@ -114,7 +123,8 @@ def check_callback(
     **options: Any,
 ) -> int:
     """Check, and show."""
-    arrays = tuple(parse_input(text) for text in inputs)
+    given = tuple(map(parse_input, inputs))
+    arrays = given[0] if len(given) == 1 and isinstance(given[0], dict) else given
     static = dict(parse_keyword(text) for text in keywords)
     with two_devices():
         packages = [load(framework) for framework in frameworks]
@@ -125,8 +135,18 @@ def check_callback(
         ]
         if closed_form is not None:
             options["closed_form"] = load_function(closed_form)
-        with check_progress() as progress:
-            result = parity.check(sides[0], sides[1], arrays, progress=progress, **options)
+        try:
+            with check_progress() as progress:
+                result = parity.check(sides[0], sides[1], arrays, progress=progress, **options)
+        except UncallableError as error:
+            index = ("reference", "port").index(error.side)
+            function = partial(load_function((reference, port)[index]), **static)
+            if takes_other_arrays(function, frameworks[index], arrays):
+                hint = (
+                    "are REFERENCE and PORT in the order of --frameworks, which is torch jax unless you give another?"
+                )
+                raise InputError(f"{error}; it takes arrays of the other framework: {hint}") from error
+            raise
     console = Console()
     console.print(result) if console.is_terminal else click.echo(result)
     if report is not None:

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from p3.errors import InputError
+from p3.errors import InputError, UncallableError
 from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
 from p3.parity.checks import derivatives, domain, faults, identities, integers, modes, special
 from p3.parity.function import Function, is_inexact, wide
@@ -196,17 +196,19 @@ def examine(case: Case) -> None:
 
     Raises
     ------
+    UncallableError
+        One cannot be called.
     InputError
-        One cannot be called, or an option does not fit.
+        An option does not fit, or there is nothing to check.
     """
-    for _, operator in case.sides:
+    for side, operator in case.sides:
         try:
             operator.value(case.inputs)
             operator.output_paths(case.inputs)
         except RefusalError as refusal:
             shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in case.inputs)
-            raise InputError(
-                f"{operator.name} ({operator.framework}) cannot be called with inputs of {shapes}: {refusal}"
+            raise UncallableError(
+                f"{operator.name} ({operator.framework}) cannot be called with inputs of {shapes}: {refusal}", side
             ) from refusal
     for _, operator in case.sides:
         if not any(y.size for y in operator.value(case.inputs)):

@@ -1,17 +1,31 @@
 """`p3.check` and `p3.parity_test`: functions of the frameworks themselves, by the frameworks' names."""
 
+import dataclasses
 from collections.abc import Callable
+from inspect import Parameter, Signature
 from typing import Any
 
-from p3.backends import BACKENDS, load
-from p3.errors import InputError
+from p3.backends import BACKENDS, BackendName, load
+from p3.errors import InputError, UncallableError
 from p3.parity import checker, testing
-from p3.parity.case import Options
+from p3.parity.case import Case, Options, make_inputs
 from p3.parity.function import Function
 from p3.parity.report import ParityReport
 
 
-def check(*, inputs: object, **sides_and_options: Any) -> ParityReport:
+def shown(*required: str, **defaults: object) -> Signature:
+    """What `help` shows: the sides, and every option with its default."""
+    of_case = {field.name: field for field in dataclasses.fields(Case)}
+    for name in Options.__annotations__:
+        field = of_case[name]
+        made = field.default_factory
+        defaults[name] = field.default if made is dataclasses.MISSING else made()
+    kind = Parameter.KEYWORD_ONLY
+    parameters = [Parameter(name, kind) for name in required]
+    return Signature([*parameters, *(Parameter(name, kind, default=value) for name, value in defaults.items())])
+
+
+def check(**sides_and_options: Any) -> ParityReport:
     """
     Say whether a port is right, how that is known, and whether the inputs could have shown a fault.
 
@@ -19,10 +33,19 @@ def check(*, inputs: object, **sides_and_options: Any) -> ParityReport:
     ----------
     torch, jax : the two functions, of arrays of each framework; the one that is named first is the reference
     inputs : an array, a tuple of arguments by position, or a dict of arguments by name; an argument is an array or a
-        nested dict, list, tuple, named tuple or dataclass of them
-    only, progress : as `p3.parity.check` has them
-    sides_and_options : closed_form, surrogate, linear, points, awkward, keys, edges, dtypes, compiled and seed, as
-        `p3.parity.check` has them
+        nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
+    only : the name of a check, or several; all where it is None
+    progress : called as progress(name of the next check, checks done, checks in all)
+    closed_form : f in NumPy, for arrays of float64 or complex128, if there is one
+    surrogate : whether the rule is intentionally not the derivative; it is compared with the other side's alone
+    linear : whether the rule is linear in its cotangent; False for one that clips it, which is a surrogate as well
+    points : more values to check every argument at: kinks, branch points
+    awkward : more inputs to check at, by what is awkward about them, as in {"ties": inputs}
+    keys : the positions or names of arguments that are random keys or states, whose whole numbers are not varied
+    edges : "report", or "fail" where differences at infinities, NaN, huge and subnormal numbers count as well
+    dtypes : in which to check what comes out
+    compiled : whether to check compiled modes too, which takes seconds
+    seed : of the random cotangents, tangents and directions
 
     Returns
     -------
@@ -39,11 +62,34 @@ def check(*, inputs: object, **sides_and_options: Any) -> ParityReport:
     >>> check(torch=torch.sin, jax=jnp.sin, inputs=np.linspace(-3, 3, 101)).ok
     True
     """
-    reference, port, options = two_sides(sides_and_options)
-    return checker.check(reference, port, inputs, **options)
+    reference, port, inputs, options = two_sides(sides_and_options)
+    try:
+        return checker.check(reference, port, inputs, **options)
+    except UncallableError as error:
+        names = [name for name in sides_and_options if name in BACKENDS]
+        index = ("reference", "port").index(error.side)
+        if takes_other_arrays(sides_and_options[names[index]], names[index], inputs):
+            raise InputError(
+                f"{error}; it takes arrays of {names[1 - index]}: are torch= and jax= exchanged?"
+            ) from error
+        raise
 
 
-def parity_test(*, inputs: object, **sides_and_options: Any) -> Callable[[str], None]:
+check.__signature__ = shown("torch", "jax", "inputs", only=None, progress=None)  # type: ignore[attr-defined]
+
+
+def takes_other_arrays(f: Any, framework: str, inputs: object) -> bool:
+    """Whether a function that was given as one framework's can be called with the arrays of the other."""
+    arrays, structure = make_inputs(inputs)
+    other: BackendName = "jax" if framework == "torch" else "torch"
+    try:
+        load(other).as_operator(f).of(structure).value(arrays)
+    except (Exception, SystemExit):  # whatever it raises there as well
+        return False
+    return True
+
+
+def parity_test(**sides_and_options: Any) -> Callable[[str], None]:
     """
     Make a test function with the checks as its parameters; the arguments are those of `check`.
 
@@ -51,17 +97,29 @@ def parity_test(*, inputs: object, **sides_and_options: Any) -> Callable[[str], 
     --------
     >>> test_my_port = parity_test(torch=f, jax=g, inputs=np.linspace(-3, 3, 101))
     """
-    reference, port, options = two_sides(sides_and_options)
+    reference, port, inputs, options = two_sides(sides_and_options)
     return testing.parity_test(reference, port, inputs, **options)
 
 
-def two_sides(given: dict[str, Any]) -> tuple[Function, Function, dict[str, Any]]:
-    """The reference, the port, and everything else that was given."""
+parity_test.__signature__ = shown("torch", "jax", "inputs", only=None)  # type: ignore[attr-defined]
+
+
+def two_sides(given: dict[str, Any]) -> tuple[Function, Function, object, dict[str, Any]]:
+    """
+    The reference, the port, the inputs, and the options that were given.
+
+    Raises
+    ------
+    InputError
+        There are not two sides, there are no inputs, or there is no such option.
+    """
     sides = {name: given[name] for name in given if name in BACKENDS}
     if len(sides) != 2:
         known = " and ".join(f"{name}=" for name in BACKENDS)
         raise InputError(f"{known} are the two sides, and {len(sides)} of them given; give a function for each")
-    options = {name: value for name, value in given.items() if name not in BACKENDS}
+    if "inputs" not in given:
+        raise InputError("there are no inputs; give inputs=, an array, or a tuple or a dict of arguments")
+    options = {name: value for name, value in given.items() if name not in (*BACKENDS, "inputs")}
     known_options = (*Options.__annotations__, "only", "progress")
     for name in options:
         if name not in known_options:
@@ -70,4 +128,4 @@ def two_sides(given: dict[str, Any]) -> tuple[Function, Function, dict[str, Any]
         f if isinstance(f, Function) else load("torch" if name == "torch" else "jax").as_operator(f)
         for name, f in sides.items()
     )
-    return reference, port, options
+    return reference, port, given["inputs"], options

@@ -28,9 +28,9 @@ OPERATIONS: dict[type, Callable[..., Any]] = {
 }
 LOADED = "checked_"  # what the name of a module begins with that was loaded from a file
 ALLOWED = (
-    f"a file.npy, a file.npz:name, or an expression of numbers, {', '.join(NAMES)}, lists, + - * / and "
-    f"{', '.join(MAKERS)}, "
-    "normal(*shape, seed=0), uniform(low, high, shape, seed=0)"
+    f"a file.npy, a file.npz, a file.npz:name, or an expression of numbers, True, False, {', '.join(NAMES)}, lists, "
+    f"+ - * / and {', '.join(MAKERS)}, normal(*shape, seed=0), uniform(low, high, shape, seed=0), "
+    "integers(low, high, shape, seed=0), booleans(*shape, seed=0)"
 )
 
 
@@ -44,9 +44,29 @@ def uniform(low: float, high: float, shape: int | tuple[int, ...], seed: int = 0
     return np.random.default_rng(seed).uniform(low, high, shape)
 
 
-def parse_input(text: str) -> np.ndarray:
+def integers(low: int, high: int, shape: int | tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Uniform random whole numbers from low up to, and not including, high."""
+    return np.random.default_rng(seed).integers(low, high, shape)
+
+
+def booleans(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random truth values."""
+    return np.random.default_rng(seed).integers(0, 2, shape).astype(bool)
+
+
+RANDOM: dict[str, Callable[..., np.ndarray]] = {
+    "normal": normal,
+    "uniform": uniform,
+    "integers": integers,
+    "booleans": booleans,
+}
+
+
+def parse_input(text: str) -> np.ndarray | dict[str, np.ndarray]:
     """
-    The array that an expression or a file holds. The expression is parsed, and never evaluated as Python.
+    The array that an expression or a file holds, or the arrays of a .npz file by their names.
+
+    The expression is parsed, and never evaluated as Python.
 
     Raises
     ------
@@ -75,7 +95,7 @@ def parse_input(text: str) -> np.ndarray:
 def evaluate(node: ast.expr, text: str) -> Any:
     """The value of a part of an expression, whose text is for the message."""
     match node:
-        case ast.Constant(value=int() | float() | complex() as number) if not isinstance(number, bool):
+        case ast.Constant(value=int() | float() | complex() as number):  # True and False among them
             return number
         case ast.Name(id=name) if name in NAMES:
             return NAMES[name]
@@ -85,14 +105,10 @@ def evaluate(node: ast.expr, text: str) -> Any:
             return OPERATIONS[type(op)](np.asarray(evaluate(operand, text))[()])
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATIONS:
             return OPERATIONS[type(op)](np.asarray(evaluate(left, text))[()], np.asarray(evaluate(right, text))[()])
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in (
-            *MAKERS,
-            "normal",
-            "uniform",
-        ) and all(keyword.arg for keyword in keywords):
-            maker: Callable[..., Any] = (
-                normal if name == "normal" else uniform if name == "uniform" else getattr(np, name)
-            )
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in (*MAKERS, *RANDOM) and all(
+            keyword.arg for keyword in keywords
+        ):
+            maker: Callable[..., Any] = RANDOM[name] if name in RANDOM else getattr(np, name)
             named = {keyword.arg: evaluate(keyword.value, text) for keyword in keywords if keyword.arg}
             return maker(*(evaluate(arg, text) for arg in args), **named)
     part = ast.unparse(node)
@@ -117,8 +133,8 @@ def parse_keyword(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def read_array(path: str, name: str) -> np.ndarray:
-    """The array in a .npy file, or the one of a name in a .npz file."""
+def read_array(path: str, name: str) -> np.ndarray | dict[str, np.ndarray]:
+    """The array in a .npy file, or the one of a name in a .npz file; without a name all of them."""
     try:
         loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, BadZipFile) as error:
@@ -127,9 +143,16 @@ def read_array(path: str, name: str) -> np.ndarray:
     if isinstance(loaded, np.ndarray):
         return loaded
     names = list(loaded)
+    if not name and names:
+        return {each: member(path, loaded, each) for each in names}
     if name not in names:
         given = f"has no array {name!r}" if name else f"has {len(names)} arrays"
         raise InputError(f"--input {path} {given}; give {', '.join(f'{path}:{n}' for n in names) or 'another file'}")
+    return member(path, loaded, name)
+
+
+def member(path: str, loaded: Mapping[str, Any], name: str) -> np.ndarray:
+    """One array of a .npz file."""
     try:
         return np.asarray(loaded[name])
     except (ValueError, BadZipFile) as error:

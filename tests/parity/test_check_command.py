@@ -1,12 +1,14 @@
 """`p3 check`, called here or run as a user runs it, and the inputs and functions that it takes by name."""
 
+import inspect
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
-from contextlib import redirect_stdout
+import time
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from shutil import which
 
@@ -19,10 +21,13 @@ from click.testing import CliRunner
 from torch.nn.functional import leaky_relu
 
 import jaxp3
+import p3
 import torchp3
 from p3 import InputError, parity
 from p3.cli import p3_command
+from p3.commands import check as commands_check
 from p3.commands.check import two_devices
+from p3.parity.case import Options
 from p3.parity.checks.derivatives import text_of
 from p3.parity.inputs import load_function, parse_input, parse_keyword
 from p3.parity.page import plot_errors
@@ -280,7 +285,7 @@ def test_every_option_reaches_the_checker(monkeypatch):
     check = parity.check
     monkeypatch.setattr(parity, "check", lambda *args, **options: given.append(options) or check(*args, **options))
     options = ["--seed", "7", "--point", "0.5", "--surrogate", "--dtype", "float32", "--only", "value", "--no-compiled"]
-    options += ["--not-linear", "--edges", "fail"]
+    options += ["--not-linear", "--edges", "fail", "--key", "0"]
     result = CliRunner().invoke(p3_command(), ["check", *P3, *options], standalone_mode=False)
     assert result.return_value == 0
     (options,) = given
@@ -291,6 +296,7 @@ def test_every_option_reaches_the_checker(monkeypatch):
         "points": (0.5,),
         "surrogate": True,
         "linear": False,
+        "keys": (0,),
         "edges": "fail",
         "dtypes": ("float32",),
         "only": ("value",),
@@ -409,6 +415,9 @@ def test_bad_input_is_exit_code_2_of_a_process():
         ("linspace(start=0, stop=1, num=2)", [0, 1]),
         ("normal(2, 3, seed=5)", np.random.default_rng(5).normal(size=(2, 3))),
         ("uniform(-1, 1, 4)", np.random.default_rng(0).uniform(-1, 1, 4)),
+        ("array([True, False])", [True, False]),
+        ("integers(0, 5, [2, 3], seed=1)", np.random.default_rng(1).integers(0, 5, (2, 3))),
+        ("booleans(8)", np.random.default_rng(0).integers(0, 2, 8).astype(bool)),
     ],
 )
 def test_expressions(text, expected):
@@ -425,7 +434,6 @@ def test_expressions(text, expected):
         "[x for x in (1,)]",
         "2 ** 9 ** 9",
         "'a'",
-        "True",
         "linspace(*[0, 1])",
         "ones(10**30)",
         "ones(100000000000000)",
@@ -447,8 +455,9 @@ def test_files(tmp_path):
     np.savez(tmp_path / "several.npz", a=line, b=2 * line)
     np.testing.assert_array_equal(parse_input(f"{tmp_path}/x.npy"), line)
     np.testing.assert_array_equal(parse_input(f"{tmp_path}/several.npz:b"), 2 * line)
-    with pytest.raises(InputError, match=r"has 2 arrays; give .*several\.npz:a, .*several\.npz:b"):
-        parse_input(f"{tmp_path}/several.npz")
+    named = parse_input(f"{tmp_path}/several.npz")
+    assert list(named) == ["a", "b"]
+    np.testing.assert_array_equal(named["b"], 2 * line)
     with pytest.raises(InputError, match="has no array 'c'"):
         parse_input(f"{tmp_path}/several.npz:c")
     (tmp_path / "bad.npy").write_bytes(b"no array")
@@ -466,3 +475,51 @@ def test_a_module_that_fails_is_an_input_error(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("1 / 0")
     with pytest.raises(InputError, match=r"importing .*broken\.py raised ZeroDivisionError"):
         load_function(f"{tmp_path}/broken.py:f")
+
+
+def test_the_arguments_by_name_and_masks(tmp_path):
+    (tmp_path / "masked.py").write_text(
+        "import torch, jax.numpy as jnp\ndef f(x, mask): return torch.where(mask, x, 0.0)\n"
+        "def g(x, mask): return jnp.where(mask, x, 0.0)\n"
+    )
+    np.savez(tmp_path / "inputs.npz", mask=np.array([True, False, True]), x=np.array([1.0, 2.0, 3.0]))
+    sides = [f"{tmp_path / 'masked.py'}:{name}" for name in ("f", "g")]
+    by_name = call("p3", "check", *sides, "--input", tmp_path / "inputs.npz", "--only", "vjp", "--only", "integers")
+    by_position = call(
+        "p3", "check", *sides, "--input", "[1.0, 2.0, 3.0]", "--input", "array([True, False, True])", "--only", "vjp"
+    )
+    assert (by_name.returncode, by_position.returncode) == (0, 0), by_name.stderr + by_position.stderr
+
+
+def test_functions_in_the_wrong_order_are_told():
+    finished = call("p3", "check", *P3[1::-1], "--input", "linspace(0, 1, 5)")
+    assert finished.returncode == 2
+    assert "in the order of --frameworks" in finished.stderr
+    with pytest.raises(InputError, match="are torch= and jax= exchanged"):
+        p3.check(torch=jnp.sin, jax=torch.sin, inputs=np.ones(3))
+    with pytest.raises(InputError, match="cannot be called") as caught:
+        p3.check(torch=lambda x: 1 / 0, jax=jnp.sin, inputs=np.ones(3))
+    assert "exchanged" not in str(caught.value)
+
+
+def test_help_shows_every_option_with_its_default():
+    parameters = inspect.signature(p3.check).parameters
+    assert list(parameters)[:5] == ["torch", "jax", "inputs", "only", "progress"]
+    assert set(parameters) - {"torch", "jax", "inputs", "only", "progress"} == set(Options.__annotations__)
+    for name in parameters:
+        assert re.search(rf"^    (\w+, )?{name}(, \w+)? : ", p3.check.__doc__, re.MULTILINE), name
+    assert p3.check(
+        torch=torch.sin,
+        jax=jnp.sin,
+        inputs=np.ones(3),
+        only="value",
+        **{name: parameters[name].default for name in Options.__annotations__},
+    ).ok
+
+
+def test_a_line_now_and_then_in_a_pipe(monkeypatch):
+    monkeypatch.setattr(commands_check, "BETWEEN_LINES", 0.01)
+    with redirect_stderr(StringIO()) as told, commands_check.check_progress() as progress:
+        progress("vjp", 1, 22)
+        time.sleep(0.2)
+    assert "vjp: 1 of 22 done" in told.getvalue()
