@@ -242,6 +242,12 @@ AXES = Threshold(
     "two functions that reduce along different axes differ by far more, and what computes in float32 inside by less",
 )
 
+NEARLY = Threshold(
+    1e-5,
+    "the largest element, or 1",
+    "what float32 makes of inputs that are symmetric or normalised",
+)
+
 RESEMBLES = Threshold(
     1e-4,
     "the larger of the two elements",

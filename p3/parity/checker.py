@@ -73,8 +73,8 @@ def check(
         nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
     only : a name of `CHECKS`, or several; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
-    options : closed_form, surrogate, linear, points, awkward, keys, edges, dtypes, compiled and seed, as `Options` has
-        them
+    options : closed_form, surrogate, linear, points, awkward, project, keys, edges, dtypes, compiled and seed, as
+        `Options` has them
 
     Raises
     ------
@@ -128,6 +128,8 @@ def run_check(case: Case, name: str) -> CheckResult:
                 result = CHECKS[name](case)
         except RefusalError as refusal:
             result = refused(name, [refusal.refusal])
+        except InputError:
+            raise
         except (ValueError, IndexError, TypeError) as error:
             result = CheckResult(name, "failed", f"{FICKLE} ({type(error).__name__}: {error})")
     return result._replace(name=name, seconds=perf_counter() - begin)
@@ -247,6 +249,7 @@ def examine(case: Case) -> None:
             )
     if case.closed_form is not None:
         check_closed_form(case)
+    case.within(case.inputs)
 
 
 def checked_options(options: Options, structure: Structure) -> dict[str, Any]:

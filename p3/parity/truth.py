@@ -188,6 +188,7 @@ def true_vjp(
     random: np.random.Generator,
     got: Arrays,
     unit: float = EPSILON,
+    project: Values | None = None,
 ) -> Truth:
     """
     The cotangents times the Jacobian of the function's values.
@@ -197,8 +198,11 @@ def true_vjp(
     Of an elementwise function all elements move at once. Of any other all elements of an argument move along a random
     direction w, which sees each of them; where that bears out the gradient that was got, it is the truth. Where not, or
     where the function is not smooth along w, one element is moved after the other, `COLUMNS` of them at most, to say
-    where: first the one that halving the direction comes to.
+    where: first the one that halving the direction comes to. Inputs that must stay in a domain, which f projects to,
+    move along a direction that stays there, and the gradient is known along that alone.
     """
+    if project is not None:
+        return true_vjp_within(project, f, inputs, positions, cotangents, random, got, unit)
     values: list[np.ndarray] = []
     errors: list[np.ndarray] = []
     method = "finite differences"
@@ -229,6 +233,50 @@ def true_vjp(
         values.append(gradient)
         errors.append(error)
     return Truth(tuple(values), tuple(errors), method, unit)
+
+
+def tangent_within(project: Values, inputs: Arrays, moving: Arrays) -> Arrays:
+    """The derivative of a projection along some steps of the inputs: steps that, to first order, stay in the domain."""
+    steps, _ = differentiate(
+        lambda t: project(tuple(np.asarray(x + t * w) for x, w in zip(inputs, moving, strict=True)))
+    )
+    return steps
+
+
+def true_vjp_within(
+    project: Values,
+    f: Values,
+    inputs: Arrays,
+    positions: tuple[int, ...],
+    cotangents: Arrays,
+    random: np.random.Generator,
+    got: Arrays,
+    unit: float,
+) -> Truth:
+    """What `true_vjp` finds of inputs that stay in a domain: the got gradient, right along a random direction there."""
+    values: list[np.ndarray] = []
+    errors: list[np.ndarray] = []
+    for position in positions:
+        moving = [np.zeros_like(x) if is_inexact(x) else np.zeros(x.shape) for x in inputs]
+        sizes = step_sizes(inputs[position])
+        moving[position] = sizes * random.uniform(0.5, 1.0, sizes.shape) * random.choice([-1.0, 1.0], sizes.shape)
+        step = tangent_within(project, inputs, tuple(moving))
+
+        def product(t: float, step: Arrays = step) -> Arrays:
+            outputs = f(tuple(np.asarray(x + t * w) if is_inexact(x) else x for x, w in zip(inputs, step, strict=True)))
+            return (np.asarray(sum(float((v * wide(y)).real.sum()) for v, y in zip(cotangents, outputs, strict=True))),)
+
+        (slope,), (error,) = differentiate(product, levels=5, unit=unit)
+        terms = [(wide(g) * step[i]).real for g, i in zip(got, positions, strict=False)]
+        size = sum(float(np.abs(term).sum()) for term in terms)
+        off = float(slope) - sum(float(term.sum()) for term in terms)
+        gradient = wide(got[len(values)])
+        if abs(off) <= TRUTH.value * float(error) + PARITY.epsilons * unit * size:
+            off = 0.0
+        along, length = step[position], float((np.abs(step[position]) ** 2).sum())
+        values.append(gradient + off / length * along.conj() if length else gradient)
+        errors.append(np.full(gradient.shape, float(error) / np.sqrt(length) if length and off else 0.0))
+    return Truth(tuple(values), tuple(errors), "finite differences along a direction in the domain", unit)
 
 
 class Borne:

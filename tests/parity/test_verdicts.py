@@ -21,6 +21,13 @@ HEADS = tuple(np.random.default_rng(seed).normal(size=(1, 4, 2, 8)) for seed in 
 UNCOMPILED = {"compiled": False}
 
 
+def at_issue_or_all(*checks):
+    """The test runs some checks, and all of them where it is slow."""
+    return pytest.mark.parametrize(
+        "only", [checks, pytest.param(None, marks=pytest.mark.slow)], ids=["at issue", "all"]
+    )
+
+
 def rms_norm_in_torch(x, epsilon=1e-6):
     wide = x.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
@@ -74,14 +81,15 @@ SINGLE = {
 }
 
 
+@at_issue_or_all("value", "vjp", "jvp of vjp", "adjoint", "special values")
 @pytest.mark.parametrize("name", SINGLE)
-def test_single_precision_inside_is_no_failure(name):
+def test_single_precision_inside_is_no_failure(name, only):
     in_torch, in_jax, inputs = SINGLE[name]
-    report = check(in_torch, in_jax, inputs, **UNCOMPILED)
+    report = check(in_torch, in_jax, inputs, only=only, **UNCOMPILED)
     report.assert_ok()
     assert "single precision" in {result.verdict for result in report.checks}
     assert {difference.kind for difference in report.differences} <= {"single precision", "rounding", "edge"}
-    assert report["power"].note.startswith("100 %")
+    assert only or report["power"].note.startswith("100 %")
 
 
 FAULTS_IN_SINGLE = {
@@ -178,7 +186,8 @@ def test_a_port_that_cannot_be_jitted_or_batched_fails():
 
     masked.defvjp(lambda x, mask: (x * mask, None), lambda mask, _, cotangent: (cotangent * mask,))
     inputs = np.arange(1.0, 6), np.array([1, 0, 1, 1, 0], bool)
-    report = check(lambda x, mask: x * mask, masked, inputs)
+    sides = jaxp3.as_operator(lambda x, mask: x * mask), jaxp3.as_operator(masked)
+    report = parity.check(*sides, inputs, only=["value", "vjp", "batched", "compiled"])
     assert {result.name for result in report.failed} == {"batched", "compiled"}
     assert "as eager" not in report["compiled"].note
     assert "nondiff_argnums" in report["compiled"].note
@@ -208,13 +217,12 @@ class Clipped(torch.autograd.Function):
 
 def test_a_rule_that_is_meant_to_be_not_linear():
     clipped = jax_rule(lambda x: 1.0 * x, lambda x, v: jnp.clip(v, -1, 1))
-    assert "say linear=False" in str(check(Clipped, clipped, **UNCOMPILED))
+    assert "say linear=False" in str(check(Clipped, clipped, only="linearity"))
     report = check(Clipped, clipped, **UNCOMPILED, linear=False)
     report.assert_ok()
     assert report["power"].note.startswith("100 %")
-    assert not check(
-        Clipped, jax_rule(lambda x: 1.0 * x, lambda x, v: jnp.clip(v, -1.5, 1)), linear=False, **UNCOMPILED
-    ).ok
+    other = jax_rule(lambda x: 1.0 * x, lambda x, v: jnp.clip(v, -1.5, 1))
+    assert not check(Clipped, other, linear=False, only="vjp").ok
 
 
 def test_cotangents_and_tangents_are_on_both_sides_of_one_and_never_on_it():
@@ -267,10 +275,11 @@ RANKS = {
 }
 
 
+@at_issue_or_all("shapes", "special values")
 @pytest.mark.parametrize("name", RANKS)
-def test_arguments_keep_the_rank_that_they_were_given(name):
+def test_arguments_keep_the_rank_that_they_were_given(name, only):
     in_torch, in_jax, inputs = RANKS[name]
-    report = check(in_torch, in_jax, inputs, **UNCOMPILED)
+    report = check(in_torch, in_jax, inputs, only=only, **UNCOMPILED)
     report.assert_ok()
     assert report["shapes"].verdict == report["special values"].verdict == "passed"
 
@@ -278,3 +287,75 @@ def test_arguments_keep_the_rank_that_they_were_given(name):
 def test_a_scalar_whose_gradient_is_not_summed_is_noticed():
     wrong = jax_rule(lambda x, c: x * c, lambda x, c, v: (v * c, (x * v).mean()))
     assert not check(lambda x, c: x * c, wrong, (ROWS, np.array(1.5)), only="vjp").ok
+
+
+SYMMETRIC = (lambda a: a @ a.T + 4 * np.eye(4))(RANDOM.normal(size=(4, 4)))
+SHARES = (lambda x: x / x.sum(-1, keepdims=True))(RANDOM.uniform(0.5, 1, (3, 5)))
+
+
+def symmetrized(x):
+    return (x + np.swapaxes(x, -1, -2)) / 2
+
+
+def normalized(x):
+    return x / x.sum(-1, keepdims=True)
+
+
+WITHIN = {
+    "cholesky": (torch.linalg.cholesky, jnp.linalg.cholesky, SYMMETRIC, symmetrized),
+    "eigvalsh": (torch.linalg.eigvalsh, jnp.linalg.eigvalsh, SYMMETRIC, symmetrized),
+    "entropy": (
+        lambda p: -(p * torch.log(p)).sum(-1),
+        lambda p: -(p * jnp.log(p)).sum(-1),
+        SHARES,
+        normalized,
+    ),
+    "one of two arguments": (
+        lambda a, b: torch.cholesky_solve(b, torch.linalg.cholesky(a)),
+        lambda a, b: jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), b),
+        (SYMMETRIC, RANDOM.normal(size=(4, 2))),
+        lambda a, b: (symmetrized(a), b),
+    ),
+    "by name": (
+        lambda *, a, b: torch.linalg.cholesky(a) @ b,
+        lambda *, a, b: jnp.linalg.cholesky(a) @ b,
+        {"b": RANDOM.normal(size=(4, 2)), "a": SYMMETRIC},
+        lambda *, a, b: {"a": symmetrized(a), "b": b},
+    ),
+}
+
+
+@at_issue_or_all("value", "vjp", "jvp", "vjp of jvp", "batched")
+@pytest.mark.parametrize("name", WITHIN)
+def test_inputs_that_must_stay_in_a_domain(name, only):
+    in_torch, in_jax, inputs, project = WITHIN[name]
+    report = check(in_torch, in_jax, inputs, project=project, only=only, **UNCOMPILED)
+    report.assert_ok()
+    assert "in the domain" in report["vjp"].note
+    assert only or report["power"].note.startswith("100 %")
+
+
+def test_a_wrong_gradient_in_a_domain_is_one():
+    wrong = jax_rule(jnp.linalg.cholesky, lambda x, v: 1.01 * jax.vjp(jnp.linalg.cholesky, x)[1](v)[0])
+    options = {"project": symmetrized, "only": ["vjp", "jvp of vjp"]}
+    assert not check(torch.linalg.cholesky, wrong, SYMMETRIC, **options)["vjp"].is_right
+    both = parity.check(*[jaxp3.as_operator(wrong)] * 2, SYMMETRIC, **options)
+    assert not both["vjp"].is_right
+
+
+def test_without_a_projection_it_is_said_what_to_do():
+    report = check(torch.linalg.cholesky, jnp.linalg.cholesky, SYMMETRIC, only=["vjp", "jvp"])
+    assert "if inputs must stay symmetric, symmetrize inside, or give project=" in str(report)
+    inside = check(
+        lambda x: torch.linalg.cholesky((x + x.mT) / 2),
+        lambda x: jnp.linalg.cholesky((x + x.mT) / 2),
+        SYMMETRIC,
+        only=["vjp", "jvp"],
+    )
+    inside.assert_ok()
+
+
+def test_a_projection_gives_what_it_is_given():
+    for project in (lambda x: x[:2], lambda x: (x, x), lambda x: 1 / 0):
+        with pytest.raises(InputError, match=r"project (must give as many arguments|cannot be called)"):
+            check(torch.sin, jnp.sin, SYMMETRIC, project=project, only="vjp")

@@ -12,7 +12,9 @@ from p3.parity.place import Place
 from p3.parity.quantity import PULLED, Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked
 from p3.parity.result import CheckResult, Finding, briefly, judged, refused
+from p3.tolerance import NEARLY
 
+DOMAIN = "if inputs must stay {}, {} inside, or give project="
 SURROGATE = "both sides agree with each other: if the rule is not meant to be the derivative, say surrogate=True"
 
 
@@ -87,6 +89,9 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
     ):
         text = "no element of it is finite, so that nothing is shown; give inputs where the function has a derivative"
         return judged(name, [Finding(Place(side, name), "a finite number", text) for side, _ in case.sides[:1]], "")
+    hint = domain_of(case) if quantity.derivative.order else ""
+    if hint:
+        findings = [f._replace(explanation=f"{f.explanation}; {hint}") if f.is_wrong else f for f in findings]
     untrue = [f.place for f in findings if f.is_wrong]
     wrong_sides = {place.side for place in untrue}
     of_sides = list(between_sides(case, quantity))
@@ -100,6 +105,22 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
     figures = ", ".join(f"{value:.2g} {precision}" for precision, value in apart.items())
     true = f"true by {' and '.join(dict.fromkeys(methods))}; " if methods else ""
     return judged(name, findings, f"{true}at most {figures} epsilons apart")
+
+
+def domain_of(case: Case) -> str:
+    """What to do where finite differences leave a domain that the inputs seem to be in; empty where they do not."""
+    for x in case.inputs if case.project is None else ():
+        if (
+            x.ndim > 1
+            and x.shape[-1] == x.shape[-2] > 1
+            and np.allclose(x, np.swapaxes(x, -1, -2), rtol=0, atol=NEARLY.value * np.abs(x).max())
+        ):
+            return DOMAIN.format("symmetric", "symmetrize")
+        if x.ndim and x.shape[-1] > 1 and is_inexact(x):
+            for power in (1, 2):
+                if np.allclose((np.abs(x) ** power).sum(-1), 1, rtol=0, atol=NEARLY.value):
+                    return DOMAIN.format("normalized", "normalize")
+    return ""
 
 
 def reference_is_wrong(

@@ -120,7 +120,7 @@ def float32_rounding(case: Case, quantity: Quantity, operator: Function) -> list
     elements of any other function share their rounding, and each has the largest.
     """
     random = case.random()
-    beside = [quantity.moved(random, BESIDE) for _ in range(DRAWS)] if case.elementwise else []
+    beside = [case.moved(quantity, random, BESIDE) for _ in range(DRAWS)] if case.elementwise else []
     worst = [np.zeros(np.shape(size)) for size in case.size(quantity)]
     for drawn in (quantity, *beside):
         exact = drawn._replace(groups=tuple(at_precision(group, "float64") for group in drawn.given("float32")))

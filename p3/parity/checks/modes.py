@@ -123,9 +123,11 @@ def batch_of(case: Case, arguments: tuple[int, ...], findings: list[Finding], re
     """The same of a batch of some arguments, the others being the same for all of it."""
     random = case.random()
     batch = [case.inputs] + [
-        tuple(
-            random.permutation(x.ravel()).reshape(x.shape) if is_inexact(x) and i in arguments else x
-            for i, x in enumerate(case.inputs)
+        case.within(
+            tuple(
+                random.permutation(x.ravel()).reshape(x.shape) if is_inexact(x) and i in arguments else x
+                for i, x in enumerate(case.inputs)
+            )
         )
         for _ in range(2)
     ]

@@ -125,7 +125,7 @@ def specials(case: Case, precision: str) -> Iterator[Special]:
         for value in values if given.size else ():
             x = given.copy()
             x[(0,) * x.ndim] = value
-            inputs = (*case.inputs[:position], x, *case.inputs[position + 1 :])
+            inputs = case.within((*case.inputs[:position], x, *case.inputs[position + 1 :]))
             yield Special(inputs, special_of(number=x[(0,) * x.ndim].item(), of=case.of(position)), position)
     for name, inputs in case.awkward.items():
         yield Special(inputs, special_of(special=name))
@@ -144,7 +144,7 @@ def differences_at_extremes(case: Case, position: int, precision: str, factor: f
     between rounding, and a choice where elements are all alike. A function may say that it is not defined there.
     """
     scaled = np.asarray(factor * case.inputs[position])
-    inputs = (*case.inputs[:position], scaled, *case.inputs[position + 1 :])
+    inputs = case.within((*case.inputs[:position], scaled, *case.inputs[position + 1 :]))
     special = Special(inputs, special_of(special=f"times {factor:g}", of=case.structure.paths[position]), position)
     for finding in differences(case, special, precision, FIRST, []):
         m = finding.mismatch
