@@ -475,7 +475,7 @@ def graph_of(results: Tensors) -> set[Any]:
 
 
 def refuse_once_differentiable(results: Tensors) -> None:
-    """Raise NotImplementedError where a rule says that it has no derivative, which `torch.autograd.grad` may not see."""
+    """Raise NotImplementedError where a rule says that it has no derivative, which autograd may not see."""
     if any(type(node).__name__ == "Error" for node in graph_of(results)):
         raise NotImplementedError("a backward method is marked with @once_differentiable")
 
