@@ -94,6 +94,12 @@ def check_command() -> click.Command:
                 ["--compiled/--no-compiled"], default=True, help="Whether to check compiled modes, which takes seconds."
             ),
             click.Option(
+                ["--timeout"],
+                type=click.FloatRange(0, min_open=True),
+                metavar="SECONDS",
+                help="How long each call of a function may take.",
+            ),
+            click.Option(
                 ["--seed"],
                 type=click.IntRange(0),
                 default=0,

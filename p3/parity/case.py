@@ -10,6 +10,7 @@ import numpy as np
 from p3.errors import InputError
 from p3.parity import truth
 from p3.parity.function import Arrays, Function, is_inexact, wide
+from p3.parity.limit import limited
 from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
 from p3.parity.place import Place
 from p3.parity.quantity import Groups, Quantity
@@ -66,6 +67,7 @@ class Options(TypedDict, total=False):
         "report", and what differs there is said alone
     dtypes : in which to check what comes out
     compiled : whether to check compiled modes too, which takes seconds
+    timeout : the seconds that each call of a function may take; None for as long as it takes
     seed : of the random cotangents, tangents and directions
     """
 
@@ -79,6 +81,7 @@ class Options(TypedDict, total=False):
     edges: Literal["report", "fail"]
     dtypes: Iterable[str]
     compiled: bool
+    timeout: float | None
     seed: int
 
 
@@ -92,8 +95,8 @@ class Case:
     reference, port : the two operators
     inputs : floating ones in float64, rounded to float32 so that both precisions see the same
     structure : what is around the inputs
-    closed_form, surrogate, linear, points, awkward, project, keys, edges, dtypes, compiled, seed : the `Options`; keys
-        as the positions of arrays
+    closed_form, surrogate, linear, points, awkward, project, keys, edges, dtypes, compiled, timeout, seed : the
+        `Options`; keys as the positions of arrays
     changes : what a side's value or vjp changes of the process, by side and method
     """
 
@@ -111,6 +114,7 @@ class Case:
     edges: Literal["report", "fail"] = "report"
     dtypes: tuple[str, ...] = DTYPES
     compiled: bool = True
+    timeout: float | None = None
     seed: int = 0
     changes: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     _truths: dict[object, Truth] = field(default_factory=dict)
@@ -177,7 +181,7 @@ class Case:
         if self.project is None:
             return inputs
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), limited(Place("", "project")):
                 given = self.structure.call(self.project, inputs, {})
         except (Exception, SystemExit) as error:  # a user's function raises anything, and may exit
             text = f"project cannot be called with arguments like the inputs: {type(error).__name__}: {error}"
@@ -532,7 +536,8 @@ class Case:
         """The closed form's values; an InputError where it raises."""
         assert self.closed_form is not None
         try:
-            result = self.structure.call(self.closed_form, inputs, {})
+            with limited(Place("", "closed_form")):
+                result = self.structure.call(self.closed_form, inputs, {})
         except (Exception, SystemExit) as error:  # a user's function raises anything, and may exit
             text = f"closed_form cannot be called at the inputs, or near them: {type(error).__name__}: {error}"
             raise InputError(" ".join(text.split())) from error

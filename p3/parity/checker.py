@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import perf_counter
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from p3.errors import InputError, UncallableError
 from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
 from p3.parity.checks import derivatives, domain, faults, identities, integers, modes, special
 from p3.parity.function import Function, is_inexact, wide
+from p3.parity.limit import Limit, TimeLimitError, limited
+from p3.parity.place import Place
 from p3.parity.process import changes, kept, undisturbed
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
-from p3.parity.result import CheckResult, refused
+from p3.parity.result import CheckResult, Finding, judged, refused
 from p3.parity.tree import Structure, take_apart
 
 CHECKS: dict[str, Callable[[Case], CheckResult]] = {
@@ -51,6 +53,7 @@ OF_FLOATING = ("dtypes", "low precision")
 # Arrays of two calls cannot be compared then; what a function raises itself is a refusal.
 FICKLE = "a function does not return the same number of arrays, of the same shapes, in every call with such inputs"
 
+Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
 
 
@@ -73,8 +76,8 @@ def check(
         nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
     only : a name of `CHECKS`, or several; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
-    options : closed_form, surrogate, linear, points, awkward, project, keys, edges, dtypes, compiled and seed, as
-        `Options` has them
+    options : closed_form, surrogate, linear, points, awkward, project, keys, edges, dtypes, compiled, timeout and seed,
+        as `Options` has them
 
     Raises
     ------
@@ -116,23 +119,41 @@ def check_names(only: Iterable[str] | None, compiled: bool) -> tuple[str, ...]:
 
 
 def run_check(case: Case, name: str) -> CheckResult:
-    """One check, timed; refused where a side raises, and not applicable where the sides' outputs cannot be compared."""
+    """
+    One check, timed; refused where a side raises, and not applicable where the sides' outputs cannot be compared.
+
+    It fails where a call takes longer than it may.
+    """
     begin = perf_counter()
+    try:
+        result = in_time(case.timeout, lambda: checked(case, name))
+    except TimeLimitError as error:
+        text = f"it takes longer than {case.timeout:g} s"
+        finding = Finding(error.place or Place("", ""), "its time limit", text)
+        result = judged(name, [finding], "")
+    return result._replace(name=name, seconds=perf_counter() - begin)
+
+
+def in_time(timeout: float | None, work: Callable[[], Result]) -> Result:
+    """The result of some work, each of whose calls may take some seconds."""
+    return work() if timeout is None else Limit(timeout).run(work)
+
+
+def checked(case: Case, name: str) -> CheckResult:
+    """What a check comes to."""
     with ordered(case):
         try:
             if name != "value" and not alike(case):
-                result = CheckResult(name, "not applicable", "the sides' outputs differ in number, shape or kind")
-            elif name in (*OF_DERIVATIVES, *OF_FLOATING) and not case.cotangents:
-                result = CheckResult(name, "not applicable", "no output is floating or complex")
-            else:
-                result = CHECKS[name](case)
+                return CheckResult(name, "not applicable", "the sides' outputs differ in number, shape or kind")
+            if name in (*OF_DERIVATIVES, *OF_FLOATING) and not case.cotangents:
+                return CheckResult(name, "not applicable", "no output is floating or complex")
+            return CHECKS[name](case)
         except RefusalError as refusal:
-            result = refused(name, [refusal.refusal])
+            return refused(name, [refusal.refusal])
         except InputError:
             raise
         except (ValueError, IndexError, TypeError) as error:
-            result = CheckResult(name, "failed", f"{FICKLE} ({type(error).__name__}: {error})")
-    return result._replace(name=name, seconds=perf_counter() - begin)
+            return CheckResult(name, "failed", f"{FICKLE} ({type(error).__name__}: {error})")
 
 
 @contextmanager
@@ -148,12 +169,14 @@ def ordered(case: Case) -> Iterator[None]:
 def look_for_changes(case: Case) -> None:
     """Fill the case's `changes`, by calls of each side's function as it is; what they change is put back."""
     for side, operator in case.sides:
-        case.changes[side, "value"] = changes(operator, partial(operator.function.value, case.inputs))
+        with limited(Place(side, "value")):
+            case.changes[side, "value"] = changes(operator, partial(operator.function.value, case.inputs))
     with suppress(RefusalError):  # which is told by who calls it next
         with ordered(case):
             cotangents = case.cotangents
         for side, operator in case.sides if cotangents else ():
-            case.changes[side, "vjp"] = changes(operator, partial(operator.function.vjp, case.inputs, cotangents))
+            with limited(Place(side, "vjp")):
+                case.changes[side, "vjp"] = changes(operator, partial(operator.function.vjp, case.inputs, cotangents))
 
 
 def alike(case: Case) -> bool:
@@ -185,11 +208,19 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
         structure,
         **checked_options(options, structure),
     )
+    try:
+        in_time(case.timeout, partial(prepare, case))
+    except TimeLimitError as error:
+        raise InputError(f"{error.place}: it takes longer than {case.timeout:g} s at the inputs") from None
+    return case
+
+
+def prepare(case: Case) -> None:
+    """Look for what the functions change, and whether they and the options fit the inputs."""
     with undisturbed(operator for _, operator in case.sides):
         look_for_changes(case)
     with ordered(case):
         examine(case)
-    return case
 
 
 def examine(case: Case) -> None:
@@ -288,6 +319,9 @@ def checked_options(options: Options, structure: Structure) -> dict[str, Any]:
         checked["keys"] = tuple(i for i, top in enumerate(structure.tops) if top in chosen)
     if options.get("edges", "report") not in ("report", "fail"):
         raise InputError(f"edges={options['edges']!r} is neither 'report' nor 'fail'")
+    timeout = options.get("timeout")
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise InputError(f"timeout {timeout!r} is no number of seconds above 0")
     seed = options.get("seed", 0)
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed {seed!r} is not a whole number from 0")

@@ -47,6 +47,7 @@ def check(**sides_and_options: Any) -> ParityReport:
     edges : "report", or "fail" where differences at infinities, NaN, huge and subnormal numbers count as well
     dtypes : in which to check what comes out
     compiled : whether to check compiled modes too, which takes seconds
+    timeout : the seconds that each call of a function may take; None for as long as it takes
     seed : of the random cotangents, tangents and directions
 
     Returns

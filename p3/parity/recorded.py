@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from p3.parity.function import Arrays, Function, wide
+from p3.parity.limit import TimeLimitError, limited
 from p3.parity.place import Place
 from p3.parity.quantity import DERIVATIVES, NAMES
 from p3.parity.result import Refusal
@@ -35,12 +36,12 @@ def refusal_of(error: BaseException, place: Place) -> RefusalError:
 def asked(function: Function, place: Place, *groups: Arrays) -> Arrays:
     """The quantity that a place names, of a function; a `RefusalError` of the place where that raises."""
     try:
-        with np.errstate():  # of which the function may set another
+        with np.errstate(), limited(place):  # of the settings the function may set another
             return tuple(getattr(function, DERIVATIVES[place.quantity].method)(*groups))
     except RefusalError as refused:  # of a recorded function, which knows the quantity alone
         here = place._replace(quantity=refused.refusal.place.quantity)
         raise RefusalError(Refusal(here, refused.refusal.error), refused.is_meant) from refused.__cause__
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TimeLimitError):
         raise
     except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
         raise refusal_of(error, place) from error
@@ -128,18 +129,19 @@ class Recorded(Function):
 
         def make() -> Arrays:
             given = tuple(tuple(x.copy() for x in group) for group in groups)
+            place = Place(self.side, NAMES[self.combinators])
             try:
-                with np.errstate():  # of which the function may set another
+                with np.errstate(), limited(place):  # of the settings the function may set another
                     try:
                         return tuple(self.unrecorded.value(*given))
                     except Exception:
                         if not self.root.is_hurried:
                             raise
                         return tuple(self.function.value(*given))  # which may say more, or not raise at all
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, TimeLimitError):
                 raise
             except BaseException as error:  # frameworks and users' functions raise all kinds, and exit
-                raise refusal_of(error, Place(self.side, NAMES[self.combinators])) from error
+                raise refusal_of(error, place) from error
 
         return self.results.get((self.combinators, digest(groups)), make)
 
@@ -175,8 +177,9 @@ class Recorded(Function):
     def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
         """As the function's."""
         try:
-            return self.function.output_paths(inputs)
-        except KeyboardInterrupt:
+            with limited(Place(self.side, "value")):
+                return self.function.output_paths(inputs)
+        except (KeyboardInterrupt, TimeLimitError):
             raise
         except BaseException as error:  # the function is called once more, and may raise this time
             raise refusal_of(error, Place(self.side, "value")) from error
