@@ -20,6 +20,7 @@ from torch.utils import _pytree
 from p3.parity.function import Arrays, Function, NoMeaningError
 from p3.parity.inputs import program_of
 from p3.parity.tree import Structure, leaves
+from torchp3.conventions import ByConvention, conventions
 
 Tensors = tuple[Tensor, ...]
 Transform = Callable[..., Tensors]  # of one group of tensors or several
@@ -216,6 +217,18 @@ class ArrayFunction(Function):
             tensors[i] = tensors[i].detach().requires_grad_()
         nodes = graph_of(self.outputs(tuple(tensors)))
         return {node._forward_cls for node in nodes if hasattr(node, "_forward_cls")}
+
+    def variants(self, inputs: Arrays) -> Iterator[tuple[str, Arrays]]:
+        """What f gives by conventions that porters confuse; none where it raises by one, or does not use it."""
+        for convention in conventions():
+            mode = ByConvention(convention)
+            try:
+                with torch.no_grad(), mode:
+                    values = to_arrays(self.outputs(from_arrays(inputs)))
+            except Exception:
+                continue
+            if mode.has_part:
+                yield convention.text, values
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

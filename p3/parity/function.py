@@ -1,7 +1,7 @@
 """What the checker asks of a framework: a function and its derivatives, NumPy arrays in and out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -119,6 +119,10 @@ class Function(ABC):
     def scaled(self, factor: float) -> "Function":
         """The same, what every hand-written rule returns multiplied."""
         return self
+
+    def variants(self, inputs: Arrays) -> Iterator[tuple[str, Arrays]]:
+        """What f gives by conventions that porters confuse, as another epsilon, each with what it is in words."""
+        yield from ()
 
     def undisturbed(self) -> AbstractContextManager[object]:
         """While it lasts, what the caller has switched on or off in this thread has no part in a call."""

@@ -1,7 +1,7 @@
 """Functions whose results are kept, and what becomes of what they raise."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -183,6 +183,10 @@ class Recorded(Function):
             raise
         except BaseException as error:  # the function is called once more, and may raise this time
             raise refusal_of(error, Place(self.side, "value")) from error
+
+    def variants(self, inputs: Arrays) -> Iterator[tuple[str, Arrays]]:
+        """As the function's."""
+        yield from self.function.variants(inputs)
 
     def undisturbed(self) -> AbstractContextManager[object]:
         """As the function's."""

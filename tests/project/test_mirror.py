@@ -50,6 +50,7 @@ ONLY_IN = {
     ): "what PyTorch says where dual numbers cannot be gone back through; JAX has one forward mode",
     ("torchp3", "refuse_once_differentiable"): "torch.autograd.grad gives None where JAX raises",
     ("torchp3", "FORWARD_MODE"): "PyTorch has one level of forward mode for all threads; JAX's tangents are in tracers",
+    ("torchp3", "ArrayFunction.variants"): "runs it by the conventions of conventions.py",
     ("torchp3", "PATIENCE"): "how long to wait for it",
     ("torchp3", "forward_mode"): "waits for it",
     ("torchp3", "compile_apart"): "Dynamo keeps what it compiles with a function's code; jax.jit does not",
@@ -97,6 +98,10 @@ ONLY_IN = {
 # Files that only one package has, with the reason.
 FILES_ONLY_IN = {
     ("torchp3", "fitting/program"): "PyTorch's compiler takes seconds, so that programs are kept; JAX's does not",
+    (
+        "torchp3",
+        "conventions",
+    ): "a TorchFunctionMode sees the calls of PyTorch's functions; JAX's are traced to operations",
     ("torchp3", "data_parallel"): "DistributedDataParallel takes a module, and each rank has a thread here",
     ("jaxp3", "sharding"): "jax.shard_map is a transform of a function, and one process has several devices",
 }

@@ -25,6 +25,7 @@ NO_TOLERANCES = {
     ("p3/parity/case.py", "SMOOTH_STEPS = (2.0**-18,"): "by how much inputs are moved, to see what is smooth",
     ("p3/parity/truth.py", "FINE_STEPS = {EPSILON: 2.0**-20"): "the last step of finite differences",
     ("p3/parity/truth.py", "h = 2.0**-60 *"): "the complex step",
+    ("torchp3/conventions.py", "EPSILONS = (1e-3,"): "the constants that porters add before they divide",
     ("p3/fitting/explanation.py", "H = 2.0**-21"): "the step of central differences",
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from p3.parity.case import Case, is_reliable
 from p3.parity.function import Arrays, at_precision, is_inexact, wide
-from p3.parity.mismatch import Mismatch, explain, largest
+from p3.parity.mismatch import Mismatch, Pair, explain, largest
 from p3.parity.place import Place
 from p3.parity.quantity import PULLED, Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked
@@ -97,6 +97,11 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
     of_sides = list(between_sides(case, quantity))
     if quantity.derivative.order == 2 and wrong_sides == {"reference"} and "port" in known_of:
         return reference_is_wrong(case, quantity, findings, of_sides)
+    if name == "value" and any(f.is_wrong for f in of_sides):
+        cause = convention(case)
+        of_sides = [
+            f._replace(explanation=f"{cause}; {f.explanation}") if cause and f.is_wrong else f for f in of_sides
+        ]
     findings += of_sides
     if len(wrong_sides) == 2 and not of_sides:
         findings = [f._replace(explanation=f"{f.explanation}; {SURROGATE}") for f in findings]
@@ -105,6 +110,24 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
     figures = ", ".join(f"{value:.2g} {precision}" for precision, value in apart.items())
     true = f"true by {' and '.join(dict.fromkeys(methods))}; " if methods else ""
     return judged(name, findings, f"{true}at most {figures} epsilons apart")
+
+
+def convention(case: Case) -> str:
+    """A convention by which one side gives what the other does, within the tolerance; empty where none is known."""
+    quantity = case.quantity("value")
+    sizes = case.size(quantity)
+    inside = "float32" if any(any(case.is_single(quantity, operator)) for _, operator in case.sides) else ""
+    found: list[tuple[float, str]] = []
+    for (side, operator), (_, other) in zip(case.sides, case.sides[::-1], strict=True):
+        expected = other.value(case.inputs)
+        for text, values in operator.variants(case.inputs):
+            if [y.shape for y in values] != [y.shape for y in expected]:
+                continue
+            pairs = [Pair(*arrays, inside=inside) for arrays in zip(values, expected, sizes, strict=True)]
+            if not any(pair.beyond("float64").any() for pair in pairs):
+                off = max((pair.epsilons("float64").max(initial=0.0) for pair in pairs), default=0.0)
+                found.append((float(off), f"both agree if in the {side} {text}"))
+    return min(found, default=(0.0, ""))[1]
 
 
 def domain_of(case: Case) -> str:
