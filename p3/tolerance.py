@@ -242,6 +242,13 @@ AXES = Threshold(
     "two functions that reduce along different axes differ by far more, and what computes in float32 inside by less",
 )
 
+SLOPE = Threshold(
+    1 / 8,
+    "the largest value times the largest cotangent or tangent, over the largest input",
+    "a derivative that is smaller is what is left where terms of about that size cancel; a function's own slope is "
+    "seldom smaller, and a wrong one differs by more than epsilons of that",
+)
+
 NEARLY = Threshold(
     1e-5,
     "the largest element, or 1",

@@ -9,7 +9,7 @@ import numpy as np
 
 from p3.errors import InputError
 from p3.parity import truth
-from p3.parity.function import Arrays, Function, is_inexact, wide
+from p3.parity.function import Arrays, Function, at_precision, is_inexact, wide
 from p3.parity.limit import limited
 from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
 from p3.parity.place import Place
@@ -33,6 +33,7 @@ from p3.tolerance import (
     PARITY,
     RELIABLE,
     SINGLE_RELIABLE,
+    SLOPE,
     SMOOTH_DIFFERENCE,
     TRUTH,
 )
@@ -272,7 +273,33 @@ class Case:
             ]
         if self.elementwise:
             return tuple(np.maximum(size, FLOOR.value * typical(size)) for size in sizes)
-        return tuple(np.maximum(size, JOINT.value * greatest(size)) for size in sizes)
+        least = self._least_slopes(quantity)
+        return tuple(
+            np.maximum(size, np.fmax(JOINT.value * greatest(size), slope))
+            for size, slope in zip(sizes, least or (0.0,) * len(sizes), strict=True)
+        )
+
+    def _least_slopes(self, quantity: Quantity) -> tuple[float, ...]:
+        """
+        A size below which a derivative is rounding, by what the values and the inputs are; empty of a value.
+
+        The correlation of two variables is 1 whatever they are, and its derivative nothing but what cancels.
+        """
+        inputs, *others = quantity.groups
+        if not others:
+            return ()
+        values = sum(greatest(np.abs(wide(y))) for y in self.reference.value(inputs) if is_inexact(y))
+        scale = SLOPE.value * values
+        for group in others:
+            scale *= max((greatest(np.abs(x)) for x in group), default=0.0)
+        steps = [greatest(np.abs(inputs[i])) or np.inf for i in self.arguments]
+        slopes: list[float] = []
+        for kind, by in quantity.derivative.arrays:  # each order but that of a cotangent or tangent divides by a step
+            order = quantity.derivative.order - (kind == "arguments") - (by != "")
+            once = scale / min(steps) ** order
+            outputs = sum(is_inexact(y) for y in self.values)
+            slopes += [once / step for step in steps] if kind == "arguments" else [once] * outputs
+        return tuple(slopes)
 
     def true(self, quantity: Quantity, operator: Recorded) -> Truth | None:
         """
@@ -600,10 +627,27 @@ class Case:
             precision: (quantity.of(self.port, precision), quantity.of(self.reference, precision))
             for precision in PRECISIONS
         }
+        if self.elementwise and quantity.derivative.order:
+            results = {
+                precision: (self._where_defined(port, reference, precision), reference)
+                for precision, (port, reference) in results.items()
+            }
         return {
             k: {name: Pair(port[k], reference[k], size) for name, (port, reference) in results.items()}
             for k, size in enumerate(sizes)
         }
+
+    def _where_defined(self, port: Arrays, reference: Arrays, precision: str) -> Arrays:
+        """The port's derivatives; the reference's where neither side has a finite value, and so no derivative."""
+        inputs = at_precision(self.inputs, precision)
+        sides = [[wide(y) for y in side.value(inputs) if is_inexact(y)] for _, side in self.sides]
+        nowhere = np.all([~np.isfinite(y) for values in sides for y in values], axis=0)
+        if not nowhere.any():
+            return port
+        return tuple(
+            np.where(nowhere, b, a).astype(a.dtype) if a.shape == b.shape == nowhere.shape else a
+            for a, b in zip(port, reference, strict=True)
+        )
 
     def with_sizes(self, quantity: Quantity, known: Truth) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Size, value and error of each array of a truth; its own size where a side's is less, as where that is 0."""

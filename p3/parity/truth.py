@@ -96,6 +96,10 @@ def differentiate(f: Callable[[float], Arrays], levels: int = LEVELS, unit: floa
         for k, y in enumerate(best):
             last, before = bends[-1][k], bends[-2][k]
             is_kink = (last > BEND.value * before) & (last > QUOTIENT.epsilons * rounding[k] + KINK.value * np.abs(y))
+            # Flat to the bit, f may be so by rounding alone, as 1 + erf(x) is far out, where it is small beside others.
+            finite = np.abs(still[k][np.isfinite(still[k])])
+            flat = (y == 0) & (last == 0)
+            errors[k] = np.where(flat, np.fmax(errors[k], unit * finite.max(initial=0.0) / FIRST_STEP), errors[k])
             errors[k] = np.maximum(np.where(is_kink, np.maximum(last, errors[k]), errors[k]), LEAST.value * np.abs(y))
     return tuple(best), tuple(errors)
 

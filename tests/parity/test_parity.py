@@ -97,7 +97,7 @@ def test_what_shows_in_parallel_shows_nowhere_else(adapter, mode, name, monkeypa
 
 
 def test_every_check_catches_something():
-    in_tests_of_their_own = {"rule", "power"}
+    in_tests_of_their_own = {"rule", "power", "integers"}
     assert {faulty.check for faulty in FAULTY.values()} | in_tests_of_their_own == set(parity.CHECKS)
 
 

@@ -97,7 +97,7 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
     of_sides = list(between_sides(case, quantity))
     if quantity.derivative.order == 2 and wrong_sides == {"reference"} and "port" in known_of:
         return reference_is_wrong(case, quantity, findings, of_sides)
-    if name == "value" and any(f.is_wrong for f in of_sides):
+    if name == "value" and any(f.is_wrong for f in of_sides) and all(f.mismatch is not None for f in of_sides):
         cause = convention(case)
         of_sides = [
             f._replace(explanation=f"{cause}; {f.explanation}") if cause and f.is_wrong else f for f in of_sides

@@ -217,7 +217,8 @@ def compared(
         return
     chosen: np.ndarray | np.bool = np.True_
     if case.elementwise and special.position is not None:
-        chosen = np.isin(special.inputs[special.position], [0.0, *case.points])
+        number = special.place.number
+        chosen = np.isin(special.inputs[special.position] if number is None else number, [0.0, *case.points])
     sizes = case.size(quantity)
     if name == SECOND:
         results = {side: arrays[: len(case.arguments)] for side, arrays in results.items()}  # the rest is the jvp
