@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import ExitStack
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -10,6 +11,7 @@ from p3.errors import InputError, UncallableError
 from p3.parity import checker, testing
 from p3.parity.case import Case, Options, make_inputs
 from p3.parity.function import Function
+from p3.parity.process import kept, state_of
 from p3.parity.report import ParityReport
 
 
@@ -84,11 +86,17 @@ check.__signature__ = shown("torch", "jax", "inputs", only=None, progress=None) 
 def takes_other_arrays(f: Any, framework: str, inputs: object) -> bool:
     """Whether a function that was given as one framework's can be called with the arrays of the other."""
     arrays, structure = make_inputs(inputs)
-    other: BackendName = "jax" if framework == "torch" else "torch"
-    try:
-        load(other).as_operator(f).of(structure).value(arrays)
-    except (Exception, SystemExit):  # whatever it raises there as well
-        return False
+    backends: tuple[BackendName, ...] = ("torch", "jax")
+    both = {name: load(name).as_operator(f) for name in backends}
+    with ExitStack() as stack:
+        for operator in both.values():
+            stack.enter_context(kept(operator, state_of(operator)))
+        for name, operator in both.items():
+            if name != framework:
+                try:
+                    operator.of(structure).value(arrays)
+                except (Exception, SystemExit):  # whatever it raises there as well
+                    return False
     return True
 
 

@@ -297,6 +297,7 @@ def test_every_option_reaches_the_checker(monkeypatch):
         "surrogate": True,
         "linear": False,
         "keys": (0,),
+        "timeout": None,
         "edges": "fail",
         "dtypes": ("float32",),
         "only": ("value",),
