@@ -599,12 +599,18 @@ def torch_fixed_point_rule(w, x, v):
 torch_fixed_point = torch_rule(lambda w, x: solved(torch, w, x), torch_fixed_point_rule)
 
 
+def jax_solve(a, b):
+    """In single precision where the arguments have half; JAX solves in no less."""
+    wide = jnp.promote_types(b.dtype, jnp.float32)
+    return jnp.linalg.solve(a.astype(wide), b.astype(wide)).astype(b.dtype)
+
+
 def fixed_point_in_jax(transpose=True, forget_w=False, one_step=False, single=False):
     def rule(w, x, v):
         z = function(w, x)
         slope = 1 - z * z
-        matrix = jnp.eye(len(x)) - slope[:, None] * w
-        u = (v if one_step else jnp.linalg.solve(matrix.T if transpose else matrix, v)) * slope
+        matrix = jnp.eye(len(x), dtype=x.dtype) - slope[:, None] * w
+        u = (v if one_step else jax_solve(matrix.T if transpose else matrix, v)) * slope
         u = u.astype(jnp.float32) if single else u
         return (jnp.zeros_like(w) if forget_w else u[:, None] * z[None, :]), u
 
@@ -622,7 +628,7 @@ def jax_fixed_point_jvp(primals, tangents):
     (w, x), (dw, dx) = primals, tangents
     z = jax_fixed_point_by_jvp(w, x)
     slope = 1 - z * z
-    return z, jnp.linalg.solve(jnp.eye(len(x)) - slope[:, None] * w, slope * (dw @ z + dx))
+    return z, jax_solve(jnp.eye(len(x), dtype=x.dtype) - slope[:, None] * w, slope * (dw @ z + dx))
 
 
 FIXED = (0.25 * normal(3, 3), normal(3))
@@ -766,7 +772,7 @@ def jax_resize_aligned(x):
     for axis, n in ((2, 6), (3, 5)):
         at = jnp.linspace(0, x.shape[axis] - 1, n)
         low = jnp.clip(jnp.floor(at).astype(int), 0, x.shape[axis] - 2)
-        share = (at - low).reshape([-1 if i == axis else 1 for i in range(4)])
+        share = (at - low).reshape([-1 if i == axis else 1 for i in range(4)]).astype(x.dtype)
         x = jnp.take(x, low, axis) * (1 - share) + jnp.take(x, low + 1, axis) * share
     return x
 
@@ -983,6 +989,7 @@ def jax_deviation(x, ddof=1):
 
 LINE = np.linspace(-3, 3, 13) + 0.01
 SURROGATE = {"surrogate": True}
+WIDE = {"dtypes": ("float32", "float64")}  # JAX has no half precision there
 
 RIGHT = {
     "causal attention": Port(torch_causal, jax_causal, HEADS),
@@ -1074,7 +1081,7 @@ RIGHT = {
     "hard swish": Port(functional.hardswish, jax.nn.hard_swish, LINE),
     "Mish": Port(functional.mish, jax.nn.mish, LINE),
     "softplus": Port(functools.partial(functional.softplus, beta=2), lambda x: jax.nn.softplus(2 * x) / 2, LINE),
-    "matrix exponential": Port(torch.linalg.matrix_exp, jax.scipy.linalg.expm, 0.5 * normal(3, 3)),
+    "matrix exponential": Port(torch.linalg.matrix_exp, jax.scipy.linalg.expm, 0.5 * normal(3, 3), WIDE),
     "singular values": Port(torch.linalg.svdvals, functools.partial(jnp.linalg.svd, compute_uv=False), normal(3, 2)),
     "pseudoinverse": Port(torch.linalg.pinv, jnp.linalg.pinv, normal(4, 2)),
     "sorted": Port(lambda x: torch.sort(x, -1).values, lambda x: jnp.sort(x, -1), normal(2, 5)),
