@@ -20,7 +20,7 @@ from torch.utils import _pytree
 from p3.parity.function import Arrays, Function, NoMeaningError
 from p3.parity.inputs import program_of
 from p3.parity.tree import Structure, leaves
-from torchp3.conventions import ByConvention, conventions
+from torchp3.conventions import ByConvention, Convention, conventions
 
 Tensors = tuple[Tensor, ...]
 Transform = Callable[..., Tensors]  # of one group of tensors or several
@@ -229,6 +229,18 @@ class ArrayFunction(Function):
                 continue
             if mode.has_part:
                 yield convention.text, values
+
+    def ignores_labels(self, inputs: Arrays) -> bool:
+        """Whether f calls cross_entropy or nll_loss."""
+        called: set[str] = set()
+
+        def watch(call: Any, name: str, *_: Any) -> Any:
+            called.add(name)
+            return NotImplemented
+
+        with torch.no_grad(), ByConvention(Convention("as it is", watch)):
+            self.outputs(from_arrays(inputs))
+        return not called.isdisjoint(("cross_entropy", "nll_loss"))
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

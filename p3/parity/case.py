@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -47,6 +47,15 @@ NOISE_STEPS = (2.0**-22, 2.0**-16)  # the steps of second differences, of which 
 SMOOTH_STEPS = (2.0**-18, 2.0**-6)  # the steps to see whether a difference changes with the inputs
 DRAWS = 4  # of random steps
 CLOSED = "the closed form"
+# What the groups of a quantity are, besides the inputs.
+GROUPS_OF = {
+    "vjp": ("cotangents",),
+    "jvp": ("tangents",),
+    "vjp of vjp": ("cotangents", "tangents"),
+    "jvp of vjp": ("cotangents", "tangents"),
+    "vjp of jvp": ("tangents", "cotangents"),
+    "jvp of jvp": ("tangents", "tangents"),
+}
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -271,35 +280,55 @@ class Case:
                 np.where(np.isfinite(np.abs(y) + change), np.abs(y) + change, np.abs(y))
                 for y, change in zip(still, changed, strict=True)
             ]
+        slopes = self.least_slopes(quantity) or (0.0,) * len(sizes)
         if self.elementwise:
-            return tuple(np.maximum(size, FLOOR.value * typical(size)) for size in sizes)
-        least = self._least_slopes(quantity)
-        return tuple(
-            np.maximum(size, np.fmax(JOINT.value * greatest(size), slope))
-            for size, slope in zip(sizes, least or (0.0,) * len(sizes), strict=True)
-        )
+            sizes = [np.maximum(size, FLOOR.value * typical(size)) for size in sizes]
+        else:
+            sizes = [np.maximum(size, JOINT.value * greatest(size)) for size in sizes]
+        return tuple(np.fmax(size, slope) for size, slope in zip(sizes, slopes, strict=True))
 
-    def _least_slopes(self, quantity: Quantity) -> tuple[float, ...]:
+    def least_slopes(self, quantity: Quantity) -> tuple[np.ndarray | float, ...]:
         """
-        A size below which a derivative is rounding, by what the values and the inputs are; empty of a value.
+        The size below which a derivative is rounding, by what the values and the inputs are; empty of a value.
 
-        The correlation of two variables is 1 whatever they are, and its derivative nothing but what cancels.
+        The correlation of two variables is 1 whatever they are, sin² + cos² is as well, and their derivatives are
+        nothing but what cancels. It is by elements of an elementwise function whose arrays are all of one shape.
         """
         inputs, *others = quantity.groups
         if not others:
             return ()
-        values = sum(greatest(np.abs(wide(y))) for y in self.reference.value(inputs) if is_inexact(y))
-        scale = SLOPE.value * values
-        for group in others:
-            scale *= max((greatest(np.abs(x)) for x in group), default=0.0)
-        steps = [greatest(np.abs(inputs[i])) or np.inf for i in self.arguments]
-        slopes: list[float] = []
-        for kind, by in quantity.derivative.arrays:  # each order but that of a cotangent or tangent divides by a step
-            order = quantity.derivative.order - (kind == "arguments") - (by != "")
-            once = scale / min(steps) ** order
-            outputs = sum(is_inexact(y) for y in self.values)
-            slopes += [once / step for step in steps] if kind == "arguments" else [once] * outputs
-        return tuple(slopes)
+        values = [y for y in self.reference.value(inputs) if is_inexact(y)]
+        moving = [inputs[i] for i in self.arguments]
+        arrays = [*values, *moving, *(x for group in others for x in group)]
+        by_element = self.elementwise and len({x.shape for x in arrays}) == 1
+
+        steps: list[Any]
+
+        def measure(x: np.ndarray) -> np.ndarray | float:
+            return np.nan_to_num(np.abs(wide(x)), posinf=0.0) if by_element else greatest(np.abs(wide(x)))
+
+        if self.elementwise and inputs is not self.inputs:
+            if not by_element:
+                return ()
+            # Of special numbers each is by itself, and beside 0 all slopes would be rounding.
+            steps = [np.where(np.abs(x) >= SLOPE.value, np.abs(x), np.inf) for x in moving]
+        else:
+            steps = [truth.step_sizes(x) if by_element else greatest(np.abs(x)) or np.inf for x in moving]
+        factors = {
+            number: sum(measure(v) for v in group)
+            if group_of == "cotangents"
+            else sum(measure(w) / step for w, step in zip(group, steps, strict=True))
+            for number, (group_of, group) in enumerate(zip(GROUPS_OF[quantity.name], others, strict=True))
+        }
+        scale = SLOPE.value * sum(measure(y) for y in values)
+        found: list[np.ndarray | float] = []
+        for kind, by in quantity.derivative.arrays:
+            product = scale
+            for number, factor in factors.items():
+                if not (by and number == 0):  # by a cotangent or tangent, which comes first, it is linear
+                    product = product * factor
+            found += [product / step for step in steps] if kind == "arguments" else [product] * len(values)
+        return tuple(found)
 
     def true(self, quantity: Quantity, operator: Recorded) -> Truth | None:
         """

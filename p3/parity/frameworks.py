@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import ExitStack
 from inspect import Parameter, Signature
 from typing import Any
 
-from p3.backends import BACKENDS, BackendName, load
+from p3.backends import BACKENDS, load
 from p3.errors import InputError, UncallableError
 from p3.parity import checker, testing
 from p3.parity.case import Case, Options, make_inputs
 from p3.parity.function import Function
-from p3.parity.process import kept, state_of
+from p3.parity.process import changes
 from p3.parity.report import ParityReport
 
 
@@ -86,18 +85,16 @@ check.__signature__ = shown("torch", "jax", "inputs", only=None, progress=None) 
 def takes_other_arrays(f: Any, framework: str, inputs: object) -> bool:
     """Whether a function that was given as one framework's can be called with the arrays of the other."""
     arrays, structure = make_inputs(inputs)
-    backends: tuple[BackendName, ...] = ("torch", "jax")
-    both = {name: load(name).as_operator(f) for name in backends}
-    with ExitStack() as stack:
-        for operator in both.values():
-            stack.enter_context(kept(operator, state_of(operator)))
-        for name, operator in both.items():
-            if name != framework:
-                try:
-                    operator.of(structure).value(arrays)
-                except (Exception, SystemExit):  # whatever it raises there as well
-                    return False
-    return True
+    both: dict[str, Function] = {name: load(name).as_operator(f) for name in ("torch", "jax")}
+    other = next(operator for name, operator in both.items() if name != framework)
+    results: list[object] = []
+
+    def call() -> None:
+        results.append(other.of(structure).value(arrays))
+
+    # What it changes of either framework is put back.
+    changes(both["torch"], lambda: changes(both["jax"], call))
+    return bool(results)
 
 
 def parity_test(**sides_and_options: Any) -> Callable[[str], None]:

@@ -124,6 +124,10 @@ class Function(ABC):
         """What f gives by conventions that porters confuse, as another epsilon, each with what it is in words."""
         yield from ()
 
+    def ignores_labels(self, inputs: Arrays) -> bool:
+        """Whether f calls a loss that ignores labels of −100, whether there are such or not."""
+        return False
+
     def undisturbed(self) -> AbstractContextManager[object]:
         """While it lasts, what the caller has switched on or off in this thread has no part in a call."""
         return nullcontext()

@@ -218,7 +218,12 @@ def explain(
         if alike(g.ravel(), e.ravel()[::-1]):
             return "it is reversed"
     if g.size == 1:
-        return f"it is {g.ravel()[0]:.6g}, and {e.ravel()[0]:.6g} is right"
+        short = f"it is {g.ravel()[0]:.6g}, and {e.ravel()[0]:.6g} is right"
+        return (
+            short
+            if f"{g.ravel()[0]:.6g}" != f"{e.ravel()[0]:.6g}"
+            else f"it is {g.ravel()[0]:.17g}, and {e.ravel()[0]:.17g} is right"
+        )
     with np.errstate(all="ignore"):
         ratios = (g / e)[np.isfinite(g / e) & (np.abs(e) > DIVISOR.value * np.abs(e).max(initial=0))]
     if (

@@ -188,6 +188,10 @@ class Recorded(Function):
         """As the function's."""
         yield from self.function.variants(inputs)
 
+    def ignores_labels(self, inputs: Arrays) -> bool:
+        """As the function's."""
+        return self.function.ignores_labels(inputs)
+
     def undisturbed(self) -> AbstractContextManager[object]:
         """As the function's."""
         return self.function.undisturbed()

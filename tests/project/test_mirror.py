@@ -50,6 +50,7 @@ ONLY_IN = {
     ): "what PyTorch says where dual numbers cannot be gone back through; JAX has one forward mode",
     ("torchp3", "refuse_once_differentiable"): "torch.autograd.grad gives None where JAX raises",
     ("torchp3", "FORWARD_MODE"): "PyTorch has one level of forward mode for all threads; JAX's tangents are in tracers",
+    ("torchp3", "ArrayFunction.ignores_labels"): "JAX has no loss that ignores labels",
     ("torchp3", "ArrayFunction.variants"): "runs it by the conventions of conventions.py",
     ("torchp3", "PATIENCE"): "how long to wait for it",
     ("torchp3", "forward_mode"): "waits for it",

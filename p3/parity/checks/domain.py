@@ -165,8 +165,10 @@ def shapes(case: Case) -> CheckResult:
                 taken.add(here)
                 quantity = case.quantity(name)
                 places = case.places(quantity, side)
+                least = case.least_slopes(Quantity(name, groups)) if not case.elementwise else ()
                 for k, (place, got, should, whole) in enumerate(zip(places, results, expected, plain, strict=True)):
                     size = np.full(should.shape, np.abs(wide(whole)).max(initial=0.0))
+                    size = np.fmax(size, least[k]) if least else size
                     wrong_shape = got.shape != should.shape
                     mismatch = None
                     if not wrong_shape:

@@ -304,7 +304,7 @@ def is_edge(case: Case, special: Special, element: tuple[int, ...]) -> bool:
     if any(np.isin(number, x) or (np.isnan(number) and np.isnan(x).any()) for x in (*given, np.array(case.points))):
         return False
     size = np.abs(number)
-    return bool(not size <= FAR_END.value or 0 < size < np.finfo(np.float32).tiny)
+    return bool(not size <= FAR_END.value or 0 < size <= np.finfo(np.float32).tiny)
 
 
 def closed(case: Case, special: Special, precision: str) -> Arrays | None:
