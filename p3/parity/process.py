@@ -41,7 +41,7 @@ def state_of(function: Function) -> dict[str, Any]:
 
 def put_back(function: Function, before: Mapping[str, Any], names: Iterable[str]) -> None:
     """Set what the names name to what it was; last what setting the others can change, since they load modules."""
-    last = ("warnings.filters", *(name for name in RANDOM if name in before))
+    last = [name for name in ("warnings.filters", *RANDOM) if name in before]
     for name in (*(name for name in names if name not in last), *last):
         match name:
             case "numpy.seterr":
