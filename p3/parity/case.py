@@ -295,25 +295,17 @@ class Case:
         nothing but what cancels. It is by elements of an elementwise function whose arrays are all of one shape.
         """
         inputs, *others = quantity.groups
-        if not others:
+        if not others or (self.elementwise and inputs is not self.inputs):  # special numbers are each by themselves
             return ()
         values = [y for y in self.reference.value(inputs) if is_inexact(y)]
         moving = [inputs[i] for i in self.arguments]
         arrays = [*values, *moving, *(x for group in others for x in group)]
         by_element = self.elementwise and len({x.shape for x in arrays}) == 1
 
-        steps: list[Any]
-
         def measure(x: np.ndarray) -> np.ndarray | float:
             return np.nan_to_num(np.abs(wide(x)), posinf=0.0) if by_element else greatest(np.abs(wide(x)))
 
-        if self.elementwise and inputs is not self.inputs:
-            if not by_element:
-                return ()
-            # Of special numbers each is by itself, and beside 0 all slopes would be rounding.
-            steps = [np.where(np.abs(x) >= SLOPE.value, np.abs(x), np.inf) for x in moving]
-        else:
-            steps = [truth.step_sizes(x) if by_element else greatest(np.abs(x)) or np.inf for x in moving]
+        steps: list[Any] = [truth.step_sizes(x) if by_element else greatest(np.abs(x)) or np.inf for x in moving]
         factors = {
             number: sum(measure(v) for v in group)
             if group_of == "cotangents"

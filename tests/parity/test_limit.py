@@ -84,6 +84,7 @@ def g(x):
 """
 
 
+@pytest.mark.slow
 def test_what_cannot_be_interrupted_is_left_and_the_command_ends(tmp_path):
     (tmp_path / "my_ops.py").write_text(ENDLESS)
     sides = ["my_ops:f", "my_ops:g", "--input", "linspace(0.5, 1, 5)"]
