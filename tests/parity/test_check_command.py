@@ -101,6 +101,7 @@ def shows_what_it_says(snippet):
     assert not np.array_equal(said, expected, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FAULTY)
 def test_each_snippet_of_a_faulty_port_shows_the_difference(name):

@@ -209,7 +209,9 @@ PLANTED = {
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
 @pytest.mark.parametrize("side", ["reference", pytest.param("port", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (k % 3 > 0)) for k, name in enumerate(PLANTED)]
+)
 def test_the_convention_is_named_on_the_first_lines(name, side):
     in_torch, in_jax, inputs, says = PLANTED[name]
     sides = torchp3.as_operator(in_torch), jaxp3.as_operator(in_jax)
