@@ -7,16 +7,23 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 STYLE = """
+ :root { color-scheme: light dark }
  body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
  h1 { font-size: 1.3rem } h2 { font-size: 1.1rem; margin-top: 2rem }
  table { border-collapse: collapse; width: 100% }
  th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #ddd }
- td:nth-child(2) { white-space: nowrap }
+ td, p { overflow-wrap: anywhere }
  td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
  .passed { color: #00701a } .failed { color: #b00020; font-weight: bold }
- .refused { color: #8a5a00 } .not-applicable { color: #777 }
+ .refused { color: #8a5a00 } .not-applicable { color: #666 } .single-precision { color: #00701a }
  pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: 13px }
- svg { width: 100%; height: auto }
+ svg { width: 100%; height: auto; background: #fff }
+ @media (max-width: 40rem) { th, td { padding: .3rem .2rem } h1 { font-size: 1.1rem } }
+ @media (prefers-color-scheme: dark) {
+  body { color: #ddd; background: #16181a } th, td { border-color: #444 } pre { background: #24272a }
+  .passed, .single-precision { color: #6fce83 } .failed { color: #ff8a94 }
+  .refused { color: #e0b060 } .not-applicable { color: #aaa }
+ }
 """
 
 PAGE = """<!doctype html>
