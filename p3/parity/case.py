@@ -476,7 +476,7 @@ class Case:
         """The largest difference in float64, in epsilons of float32."""
         if "float64" not in pairs:
             return 0.0
-        return float(pairs["float64"]._replace(inside="float32").epsilons("float64").max(initial=0.0))
+        return float(pairs["float64"].epsilons("float64").max(initial=0.0)) * truth.EPSILON / truth.SINGLE
 
     def _find_truth(self, quantity: Quantity, operator: Recorded, unit: float) -> Truth | None:
         if quantity.name == "value":

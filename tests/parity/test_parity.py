@@ -124,7 +124,7 @@ def test_the_tutorials_pair_passes_everything_with_full_power():
     assert {result.name: result.verdict for result in report.checks if result.verdict != "passed"} == {
         forward: "refused"
         for forward in ("jvp", "vjp of jvp", "jvp of jvp")  # as a custom_vjp must
-    }
+    } | {"integers": "not applicable"}
     assert "use jaxp3.legendre_p3_custom_jvp" in report["jvp"].note
     assert report["power"].note.startswith("100 %")
     assert "torch.compile of torch.func" in report["rule"].note
@@ -328,7 +328,8 @@ def test_every_fault_is_planted_somewhere_and_noticed():
         planted = {fault.name for fault in FAULTS if is_plantable(case, fault)}
         result = parity.CHECKS["power"](case)
         noticed |= planted - {finding.fault for finding in result.findings}
-    assert noticed == {fault.name for fault in FAULTS}
+    of_integers = {"set for add", "an ignored label counts", "mask forgotten"}  # in tests of their own
+    assert noticed == {fault.name for fault in FAULTS} - of_integers
 
 
 @pytest.mark.parametrize(
