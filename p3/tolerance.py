@@ -245,14 +245,13 @@ AXES = Threshold(
 SLOPE = Threshold(
     1 / 8,
     "the largest value times the largest cotangent or tangent, over the largest input",
-    "a derivative that is smaller is what is left where terms of about that size cancel; a function's own slope is "
-    "seldom smaller, and a wrong one differs by more than epsilons of that",
+    "a derivative that is much smaller results from terms of about this size that cancel, and keeps their rounding error",
 )
 
 NEARLY = Threshold(
     1e-5,
     "the largest element, or 1",
-    "what float32 makes of inputs that are symmetric or normalised",
+    "inputs that were symmetric or normalized before they were rounded to float32 deviate by less",
 )
 
 RESEMBLES = Threshold(
@@ -322,7 +321,7 @@ SMOOTH_DIFFERENCE = Threshold(
 ONE_CONSTANT = Tolerance(
     1,
     "the size that PARITY names, in float32's epsilons",
-    "what a constant that is rounded to float32 makes, which is as smooth as a fault's difference",
+    "rounding a constant to float32 changes the result by no more; the difference is as smooth as that of a fault",
 )
 
 LEAST_CONSTANT = Tolerance(

@@ -70,8 +70,8 @@ class Options(TypedDict, total=False):
     linear : whether the rule is linear in its cotangent; False for one that clips it, which is a surrogate as well
     points : more values to check every argument at: kinks, branch points
     awkward : more inputs to check at, by what is awkward about them: ties, nothing at all, a singular matrix
-    project : what puts inputs into the domain of the functions: called as they are, it gives arguments that are
-        symmetric, positive definite, normalised; all inputs that p3 makes of the given ones go through it
+    project : a NumPy function that projects arguments onto the domain of the functions, such as the symmetric matrices.
+        It is called with the same arguments as they are, and p3 applies it to every input that it generates
     keys : the positions or names of arguments that are random keys or states, whose whole numbers are left as they are
     edges : "fail" where the far ends of the numbers count as well: infinities, NaN, huge and subnormal numbers; else
         "report", and what differs there is said alone

@@ -42,8 +42,8 @@ def check(**sides_and_options: Any) -> ParityReport:
     linear : whether the rule is linear in its cotangent; False for one that clips it, which is a surrogate as well
     points : more values to check every argument at: kinks, branch points
     awkward : more inputs to check at, by what is awkward about them, as in {"ties": inputs}
-    project : what puts inputs into the functions' domain: called as they are, it gives arguments that are symmetric,
-        positive definite or normalised; all inputs that are made of the given ones go through it
+    project : a NumPy function that projects arguments onto the domain of the functions, such as the symmetric matrices.
+        It is called with the same arguments as they are, and p3 applies it to every input that it generates
     keys : the positions or names of arguments that are random keys or states, whose whole numbers are not varied
     edges : "report", or "fail" where differences at infinities, NaN, huge and subnormal numbers count as well
     dtypes : in which to check what comes out
