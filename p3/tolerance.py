@@ -245,7 +245,7 @@ AXES = Threshold(
 SLOPE = Threshold(
     1 / 8,
     "the largest value times the largest cotangent or tangent, over the largest input",
-    "a derivative that is much smaller results from terms of about this size that cancel, and keeps their rounding error",
+    "a derivative that is much smaller results from terms of about this size that cancel, and has their rounding error",
 )
 
 NEARLY = Threshold(

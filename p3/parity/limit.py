@@ -19,15 +19,15 @@ ABANDONED: list[Thread] = []  # threads in calls that could not be interrupted, 
 
 class TimeLimitError(BaseException):
     """
-    A call takes longer than it may. No `Exception`, so that a function that catches those does not go on.
+    A call exceeds its time limit. It is no `Exception`, so that a function that catches exceptions is stopped as well.
 
     Attributes
     ----------
-    place : whose call it is, and where; None where that is told by who sees the error
+    place : the side and the quantity of the call; None in the interrupted thread, where it is not known
     """
 
     def __init__(self, place: Place | None = None) -> None:
-        """Python makes one without a place, in the thread that is interrupted."""
+        """Without arguments, as Python raises it in the interrupted thread."""
         super().__init__(place)
         self.place = place
 
