@@ -162,7 +162,8 @@ import sys, torchp3
 from p3 import TrainingSpec
 result = torchp3.fit(TrainingSpec.from_toml(sys.argv[1]))
 assert result.compiled
-print(result.coefficients, "torch._dynamo" in sys.modules or "torch._inductor" in sys.modules)
+print(result.coefficients)
+print("torch._dynamo" in sys.modules or "torch._inductor" in sys.modules)
 """
 
 
@@ -175,7 +176,7 @@ def test_a_process_that_finds_a_program_does_not_load_the_compiler(tmp_path):
     DOUBLE.to_toml(tmp_path / "spec.toml")
     command = [sys.executable, "-c", FIT, tmp_path / "spec.toml"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (found.stdout, found.stderr) == (f"{fitted.coefficients} False\n", "")  # to the last digit
+    assert (found.stdout, found.stderr) == (f"{fitted.coefficients}\nFalse\n", "")  # to the last digit
 
 
 @pytest.mark.slow
@@ -186,7 +187,7 @@ def test_the_next_process_does_not_load_the_compiler(tmp_path, monkeypatch):
     # Under a umask that takes nothing away: what the one process writes is what the next one uses.
     runs = [subprocess.run(command, capture_output=True, text=True, check=True, umask=0) for _ in range(2)]
     assert [run.stderr for run in runs] == ["", ""]
-    (first, first_loads), (second, second_loads) = (run.stdout.strip().rsplit(" ", 1) for run in runs)
+    (first, first_loads), (second, second_loads) = (run.stdout.splitlines() for run in runs)
     assert (first_loads, second_loads) == ("True", "False")
     assert first == second  # to the last digit
 
@@ -392,7 +393,8 @@ def test_threads_and_processes_may_need_a_program_at_once(tmp_path, monkeypatch)
         assert result.losses.tobytes() == torchp3.fit(spec).losses.tobytes()
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert outputs[0] == outputs[1]
+    # The second line, whether the process loaded the compiler, depends on which of them was first.
+    assert outputs[0].splitlines()[0] == outputs[1].splitlines()[0]
 
 
 def assert_all_numbers_of_points_and_steps_compile():
