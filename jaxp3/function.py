@@ -20,7 +20,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxp3.sharding import on_each_device, sharded
 from p3.parity.function import Arrays, Function, NoMeaningError
 from p3.parity.inputs import program_of
-from p3.parity.tree import Structure, leaves
+from p3.parity.tree import Structure, is_of, leaves
 
 JaxArrays = tuple[Array, ...]
 Transform = Callable[..., JaxArrays]  # of one group of arrays or several
@@ -46,7 +46,9 @@ SCALED: dict[type, tuple[Any, int]] = {}  # by class of rules that are scalable:
 LOCK = RLock()  # of SCALED; never held while a user's function runs
 
 
-def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **static: Any) -> Function:
+def as_operator(
+    f: Any, *, arguments: tuple[int | str, ...] | None = None, states: tuple[int | str, ...] = (), **static: Any
+) -> Function:
     """
     Make an operator of a function of arrays, for `p3.parity.check`.
 
@@ -54,6 +56,7 @@ def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **sta
     ----------
     f : a function of arrays to an array or a tuple of them, a `jax.custom_vjp` or `jax.custom_jvp` among them
     arguments : the positions or names of the arguments to differentiate; all of floating or complex dtype where None
+    states : the positions or names of outputs that are states, such as running statistics, and have no derivative
     static : keyword arguments that f is always called with
 
     Examples
@@ -62,7 +65,7 @@ def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **sta
     (array([1.]),)
     """
     name = getattr(f, "__name__", type(f).__name__)
-    return ArrayFunction(f, name, arguments, tuple(sorted(static.items())))
+    return ArrayFunction(f, name, arguments, tuple(sorted(static.items())), states=states)
 
 
 def to_array(x: Array) -> np.ndarray:
@@ -113,6 +116,7 @@ class ArrayFunction(Function):
     factor: float = 1.0
     between: Callable[[], object] = nothing
     structure: Structure | None = None  # of the inputs, where they are more than a tuple of arrays
+    states: tuple[int | str, ...] = ()  # the outputs that have no derivative
 
     @property
     def framework(self) -> str:  # type: ignore[override]
@@ -122,7 +126,8 @@ class ArrayFunction(Function):
     @property
     def program(self) -> str:  # type: ignore[override]
         """Python that makes this as `operator`; empty where the function has no name to be imported by."""
-        return program_of("jaxp3", self.f, {"arguments": self.differentiable, **dict(self.static)})
+        options = {"arguments": self.differentiable, "states": self.states or None, **dict(self.static)}
+        return program_of("jaxp3", self.f, options)
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
@@ -135,6 +140,13 @@ class ArrayFunction(Function):
             structure.check(chosen)
             chosen = tuple(i for i, top in enumerate(structure.tops) if top in chosen)
         return replace(self, structure=None if structure.is_plain else structure, differentiable=chosen)
+
+    def held(self, inputs: Arrays, keys: tuple[int, ...], states: tuple[int | str, ...]) -> Function:
+        """The same, not differentiated by the keys, and whose outputs `states` are states."""
+        chosen = self.differentiable
+        if not set(keys).isdisjoint(self.arguments(inputs)):
+            chosen = tuple(i for i in self.arguments(inputs) if i not in keys)
+        return replace(self, differentiable=chosen, states=(*self.states, *states))
 
     def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
         """What to call each output."""
@@ -247,6 +259,11 @@ class ArrayFunction(Function):
     def outputs(self, inputs: JaxArrays) -> JaxArrays:
         """f(inputs), as a tuple."""
         result = self.result(inputs)
+        if self.states:
+            return tuple(
+                jax.lax.stop_gradient(y) if any(is_of(path, state) for state in self.states) else y
+                for path, y in leaves_of(result, self.name)
+            )
         results = result if type(result) in (tuple, list) else (result,)
         if all(isinstance(y, Array) for y in results):  # in few steps, since compilers look into them
             return tuple(results)

@@ -242,6 +242,19 @@ AXES = Threshold(
     "two functions that reduce along different axes differ by far more, and what computes in float32 inside by less",
 )
 
+SHOWN = Threshold(
+    2.0**-40,
+    "the largest element",
+    "a convention that makes more difference than this is noticed in float64, where rounding makes less",
+)
+
+CONVENTION = Threshold(
+    1e-4,
+    "the largest element",
+    "a convention that makes less difference at random inputs is not one that inputs must show, as an ε that is added to "
+    "numbers of about 1",
+)
+
 SLOPE = Threshold(
     1 / 8,
     "the largest value times the largest cotangent or tangent, over the largest input",

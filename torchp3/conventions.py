@@ -213,6 +213,31 @@ def with_padding(change_by: int) -> Change:
     return change
 
 
+def with_momentum_inverted(call: Call, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The change of the momentum, by which PyTorch multiplies what is new, to the factor of what is old."""
+    if name not in ("batch_norm", "instance_norm"):
+        return NotImplemented
+    momentum = momentum_of(args, kwargs)
+    return with_argument(Argument((name,), "momentum", 6, ()), 1 - momentum)(call, name, args, kwargs)
+
+
+def with_variance_biased(call: Call, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The change of the running variance's divisor n − 1 to n."""
+    variance = args[2] if len(args) > 2 else kwargs.get("running_var")
+    if name != "batch_norm" or variance is None:
+        return NotImplemented
+    kept = variance * (1 - momentum_of(args, kwargs))
+    result = call(*args, **kwargs)
+    count = args[0].numel() // args[0].shape[1]
+    variance.copy_(kept + (variance - kept) * (count - 1) / count)
+    return result
+
+
+def momentum_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """What batch_norm and instance_norm are called with."""
+    return float(args[6] if len(args) > 6 else kwargs.get("momentum", 0.1))
+
+
 def with_halves_exchanged(call: Call, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The change of two halves, as of a gated unit, for each other."""
     if name == "chunk" and 2 in (*args[1:2], kwargs.get("chunks")):
@@ -254,6 +279,8 @@ def conventions() -> Iterator[Convention]:
     yield Convention("the kernel is flipped", with_kernel_flipped)
     for by in (1, -1):
         yield Convention(f"the padding is {'one more' if by > 0 else 'one less'}", with_padding(by))
+    yield Convention("momentum multiplies the old state", with_momentum_inverted)
+    yield Convention("the running variance has correction=0", with_variance_biased)
     yield Convention("the halves are exchanged", with_halves_exchanged)
     yield Convention("the halves are even and odd elements, as in interleaved rotary embeddings", interleaved)
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree
 
 from p3.parity.function import Arrays, Function, NoMeaningError
 from p3.parity.inputs import program_of
-from p3.parity.tree import Structure, leaves
+from p3.parity.tree import Structure, is_of, leaves
 from torchp3.conventions import ByConvention, Convention, conventions
 
 Tensors = tuple[Tensor, ...]
@@ -54,7 +54,9 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 }
 
 
-def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **static: Any) -> Function:
+def as_operator(
+    f: Any, *, arguments: tuple[int | str, ...] | None = None, states: tuple[int | str, ...] = (), **static: Any
+) -> Function:
     """
     Make an operator of a function of tensors, for `p3.parity.check`.
 
@@ -62,6 +64,7 @@ def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **sta
     ----------
     f : a function of tensors to a tensor or a tuple of them, or a `torch.autograd.Function`
     arguments : the positions or names of the arguments to differentiate; all of floating or complex dtype where None
+    states : the positions or names of outputs that are states, such as running statistics, and have no derivative
     static : keyword arguments that f is always called with
 
     Examples
@@ -71,7 +74,7 @@ def as_operator(f: Any, *, arguments: tuple[int | str, ...] | None = None, **sta
     """
     name = getattr(f, "__name__", type(f).__name__)
     function = f.apply if inspect.isclass(f) and issubclass(f, torch.autograd.Function) else f
-    return ArrayFunction(function, name, arguments, tuple(sorted(static.items())))
+    return ArrayFunction(function, name, arguments, tuple(sorted(static.items())), states=states)
 
 
 def to_array(x: Tensor) -> np.ndarray:
@@ -123,6 +126,7 @@ class ArrayFunction(Function):
     factor: float = 1.0
     between: Callable[[], object] = nothing
     structure: Structure | None = None  # of the inputs, where they are more than a tuple of arrays
+    states: tuple[int | str, ...] = ()  # the outputs that have no derivative
 
     @property
     def framework(self) -> str:  # type: ignore[override]
@@ -134,7 +138,7 @@ class ArrayFunction(Function):
         """Python that makes this as `operator`; empty where the function has no name to be imported by."""
         # An autograd.Function is given as a class, and run by its method.
         given = self.f.__self__ if inspect.ismethod(self.f) and self.f.__name__ == "apply" else self.f
-        return program_of("torchp3", given, {"arguments": self.differentiable, **dict(self.static)})
+        return program_of("torchp3", given, {"arguments": self.differentiable, "states": self.states or None, **dict(self.static)})
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""
@@ -147,6 +151,13 @@ class ArrayFunction(Function):
             structure.check(chosen)
             chosen = tuple(i for i, top in enumerate(structure.tops) if top in chosen)
         return replace(self, structure=None if structure.is_plain else structure, differentiable=chosen)
+
+    def held(self, inputs: Arrays, keys: tuple[int, ...], states: tuple[int | str, ...]) -> Function:
+        """The same, not differentiated by the keys, and whose outputs `states` are states."""
+        chosen = self.differentiable
+        if not set(keys).isdisjoint(self.arguments(inputs)):
+            chosen = tuple(i for i in self.arguments(inputs) if i not in keys)
+        return replace(self, differentiable=chosen, states=(*self.states, *states))
 
     def output_paths(self, inputs: Arrays) -> tuple[str, ...]:
         """What to call each output."""
@@ -191,7 +202,13 @@ class ArrayFunction(Function):
             from torchp3.data_parallel import DataParallelFunction
 
             found["DistributedDataParallel"] = DataParallelFunction(
-                self.f, self.name, self.differentiable, self.static, factor=self.factor, structure=self.structure
+                self.f,
+                self.name,
+                self.differentiable,
+                self.static,
+                factor=self.factor,
+                structure=self.structure,
+                states=self.states,
             )
         return found
 
@@ -281,6 +298,11 @@ class ArrayFunction(Function):
     def outputs(self, inputs: Tensors) -> Tensors:
         """f(inputs), as a tuple."""
         result = self.result(inputs)
+        if self.states:
+            return tuple(
+                y.detach() if any(is_of(path, state) for state in self.states) else y
+                for path, y in leaves_of(result, self.name)
+            )
         results = result if type(result) in (tuple, list) else (result,)
         if all(isinstance(y, Tensor) for y in results):  # in few steps, since compilers look into them
             return tuple(results)

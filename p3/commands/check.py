@@ -62,7 +62,14 @@ def check_command() -> click.Command:
                 ["--key", "keys"],
                 type=int,
                 multiple=True,
-                help="The position, from 0, of a random key or state, whose whole numbers are not varied.",
+                help="The position, from 0, of an argument that is a random key or state: whole numbers are not varied, "
+                "and floating ones are not differentiated by.",
+            ),
+            click.Option(
+                ["--state", "states"],
+                type=int,
+                multiple=True,
+                help="The position, from 0, of an output that is a state: it is compared, and not differentiated.",
             ),
             click.Option(
                 ["--edges"],

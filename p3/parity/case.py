@@ -15,7 +15,7 @@ from p3.parity.mismatch import Mismatch, Pair, climb, in_epsilons, largest
 from p3.parity.place import Place
 from p3.parity.quantity import Groups, Quantity
 from p3.parity.recorded import Recorded, RefusalError, Results, asked, digest
-from p3.parity.tree import Structure, leaves, take_apart
+from p3.parity.tree import Structure, is_of, leaves, take_apart
 from p3.parity.truth import Truth
 from p3.tolerance import (
     COMPLEX_STEP,
@@ -72,7 +72,10 @@ class Options(TypedDict, total=False):
     awkward : more inputs to check at, by what is awkward about them: ties, nothing at all, a singular matrix
     project : a NumPy function that projects arguments onto the domain of the functions, such as the symmetric matrices.
         It is called with the same arguments as they are, and p3 applies it to every input that it generates
-    keys : the positions or names of arguments that are random keys or states, whose whole numbers are left as they are
+    keys : the positions or names of arguments that are random keys or states; their whole numbers are not varied, and
+        no derivative is taken by their floating ones
+    states : the positions or names of outputs that are states, such as running statistics; they are compared, and have
+        no derivative
     edges : "fail" where the far ends of the numbers count as well: infinities, NaN, huge and subnormal numbers; else
         "report", and what differs there is said alone
     dtypes : in which to check what comes out
@@ -88,6 +91,7 @@ class Options(TypedDict, total=False):
     awkward: Mapping[str, object]
     project: Callable[..., object] | None
     keys: Iterable[int | str]
+    states: Iterable[int | str]
     edges: Literal["report", "fail"]
     dtypes: Iterable[str]
     compiled: bool
@@ -105,7 +109,7 @@ class Case:
     reference, port : the two operators
     inputs : floating ones in float64, rounded to float32 so that both precisions see the same
     structure : what is around the inputs
-    closed_form, surrogate, linear, points, awkward, project, keys, edges, dtypes, compiled, timeout, seed : the
+    closed_form, surrogate, linear, points, awkward, project, keys, states, edges, dtypes, compiled, timeout, seed : the
         `Options`; keys as the positions of arrays
     changes : what a side's value or vjp changes of the process, by side and method
     """
@@ -121,6 +125,7 @@ class Case:
     awkward: Mapping[str, Arrays] = field(default_factory=dict)
     project: Callable[..., object] | None = None
     keys: tuple[int, ...] = ()
+    states: tuple[int | str, ...] = ()
     edges: Literal["report", "fail"] = "report"
     dtypes: tuple[str, ...] = DTYPES
     compiled: bool = True
@@ -154,6 +159,13 @@ class Case:
     def values(self) -> Arrays:
         """The reference's outputs."""
         return self.reference.value(self.inputs)
+
+    def differentiable(self, values: Arrays) -> Arrays:
+        """The outputs of floating or complex dtype; states, which have no derivative, as zeros."""
+        states = [any(is_of(path, state) for state in self.reference.states) for path in self.output_paths]
+        return tuple(
+            np.zeros_like(y) if is_state else y for y, is_state in zip(values, states, strict=True) if is_inexact(y)
+        )
 
     def like(self, arrays: Arrays, salt: int) -> Arrays:
         """
@@ -493,7 +505,7 @@ class Case:
                 if self.closed_form is None
                 else self.closed(inputs)
             )
-            return tuple(y for y in values if is_inexact(y))
+            return self.differentiable(values)
 
         def gradient(inputs: Arrays) -> Arrays:
             return asked(unrecorded, Place(operator.side, "vjp"), self.within(inputs), self.cotangents)

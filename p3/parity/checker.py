@@ -18,7 +18,7 @@ from p3.parity.process import changes, kept, undisturbed
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult, Finding, judged, refused
-from p3.parity.tree import Structure, take_apart
+from p3.parity.tree import Structure, is_of, take_apart
 
 CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "value": derivatives.value,
@@ -76,8 +76,8 @@ def check(
         nested dict, list, tuple, named tuple or dataclass of them; floating ones are rounded to float32
     only : a name of `CHECKS`, or several; all where none is given
     progress : called as progress(name of the next check, checks done, checks in all)
-    options : closed_form, surrogate, linear, points, awkward, project, keys, edges, dtypes, compiled, timeout and seed,
-        as `Options` has them
+    options : closed_form, surrogate, linear, points, awkward, project, keys, states, edges, dtypes, compiled, timeout
+        and seed, as `Options` has them
 
     Raises
     ------
@@ -201,12 +201,14 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
                 "make one of it with torchp3.as_operator or jaxp3.as_operator"
             )
     arrays, structure = make_inputs(inputs)
+    checked = checked_options(options, structure)
+    held = (checked.get("keys", ()), checked.get("states", ()))
     case = Case(
-        Recorded(reference.of(structure), "reference"),
-        Recorded(port.of(structure), "port"),
+        Recorded(reference.of(structure).held(arrays, *held), "reference"),
+        Recorded(port.of(structure).held(arrays, *held), "port"),
         arrays,
         structure,
-        **checked_options(options, structure),
+        **checked,
     )
     try:
         in_time(case.timeout, partial(prepare, case))
@@ -256,6 +258,9 @@ def examine(case: Case) -> None:
         )
     if not case.arguments:
         raise InputError("no input is floating or complex, so that there is no derivative to check; give one that is")
+    for state in case.reference.states:
+        if not any(is_of(path, state) for path in case.output_paths):
+            raise InputError(f"there is no output {state!r}; there are {', '.join(case.output_paths)}")
     paths = case.structure.paths
     for _, operator in case.sides:
         for i in operator.arguments(case.inputs):
@@ -317,6 +322,9 @@ def checked_options(options: Options, structure: Structure) -> dict[str, Any]:
         chosen = (keys,) if isinstance(keys, int | str) else tuple(keys)
         structure.check(chosen)
         checked["keys"] = tuple(i for i, top in enumerate(structure.tops) if top in chosen)
+    if "states" in options:
+        states = options["states"]
+        checked["states"] = (states,) if isinstance(states, int | str) else tuple(states)
     if options.get("edges", "report") not in ("report", "fail"):
         raise InputError(f"edges={options['edges']!r} is neither 'report' nor 'fail'")
     timeout = options.get("timeout")

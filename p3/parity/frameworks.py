@@ -44,7 +44,10 @@ def check(**sides_and_options: Any) -> ParityReport:
     awkward : more inputs to check at, by what is awkward about them, as in {"ties": inputs}
     project : a NumPy function that projects arguments onto the domain of the functions, such as the symmetric matrices.
         It is called with the same arguments as they are, and p3 applies it to every input that it generates
-    keys : the positions or names of arguments that are random keys or states, whose whole numbers are not varied
+    keys : the positions or names of arguments that are random keys or states; their whole numbers are not varied, and
+        no derivative is taken by their floating ones
+    states : the positions or names of outputs that are states, such as running statistics; they are compared, and have
+        no derivative
     edges : "report", or "fail" where differences at infinities, NaN, huge and subnormal numbers count as well
     dtypes : in which to check what comes out
     compiled : whether to check compiled modes too, which takes seconds

@@ -47,12 +47,14 @@ class Function(ABC):
     framework : its name and version, for people
     program : Python that makes this as `operator`; empty where there is none
     needs_linear : whether its vjp is right only of rules that are linear in the cotangent, as where parts are averaged
+    states : the positions or names of outputs that are states, such as running statistics, and have no derivative
     """
 
     name: str
     framework: str
     program: str = ""
     needs_linear: bool = False
+    states: tuple[int | str, ...] = ()
 
     @abstractmethod
     def value(self, *groups: Arrays) -> Arrays:
@@ -81,6 +83,19 @@ class Function(ABC):
         """
         if not structure.is_plain:
             raise InputError(f"{self.name} ({self.framework}) takes arrays alone, by position; give a tuple of them")
+        return self
+
+    def held(self, inputs: Arrays, keys: tuple[int, ...], states: tuple[int | str, ...]) -> "Function":
+        """
+        The same, not differentiated by the arguments at the positions `keys`, and whose outputs `states` are states.
+
+        Raises
+        ------
+        InputError
+            The function cannot be told so.
+        """
+        if states or not set(keys).isdisjoint(self.arguments(inputs)):
+            raise InputError(f"{self.name} ({self.framework}) takes no keys= of floating arguments, and no states=")
         return self
 
     def output_paths(self, inputs: Arrays) -> tuple[str, ...]:

@@ -172,7 +172,11 @@ def describe_ladder(mismatch: Mismatch) -> str:
 
 
 def explain(
-    got: np.ndarray, expected: np.ndarray, others: Mapping[str, np.ndarray], weights: np.ndarray | float = 1.0
+    got: np.ndarray,
+    expected: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    weights: np.ndarray | float = 1.0,
+    is_value: bool = False,
 ) -> str:
     """
     What the difference looks like, by the mistakes that people make.
@@ -181,6 +185,7 @@ def explain(
     ----------
     others : by name, what it would be instead by some mistake that only the caller can know of
     weights : what a derivative is multiplied by in what was got
+    is_value : whether it is a function's value, and comes of no derivative rule
     """
     g, e = wide(got), wide(expected)
 
@@ -204,7 +209,7 @@ def explain(
     if (np.isnan(g) & ~np.isnan(e)).any():
         return f"it is NaN in {int((np.isnan(g) & ~np.isnan(e)).sum())} of {g.size} elements"
     if not g.any() and e.any():
-        return "it is 0 everywhere: a rule that returns zeros, or something detached"
+        return "it is 0 everywhere" + ("" if is_value else ": a rule that returns zeros, or something detached")
     if alike(g, -e):
         return "its sign is wrong"
     if g.dtype.kind == "c" and alike(g, e.conj()):
@@ -227,7 +232,7 @@ def explain(
     with np.errstate(all="ignore"):
         ratios = (g / e)[np.isfinite(g / e) & (np.abs(e) > DIVISOR.value * np.abs(e).max(initial=0))]
     if (
-        ratios.size
+        ratios.any()
         and np.ptp(ratios.real) <= CONSTANT.value * np.abs(ratios).max()
         and abs(ratios.mean() - 1) > RESEMBLES.value
     ):

@@ -93,6 +93,7 @@ class Recorded(Function):
         """Nothing is recorded yet."""
         self.function, self.side, self.combinators = function, side, combinators
         self.name, self.framework, self.program = function.name, function.framework, function.program
+        self.states = function.states
         self.root = root or self
         self.results: Results = Results() if root is None else root.results
         self.is_hurried = False  # of the root: whether the quick function stands for the function

@@ -104,6 +104,12 @@ def leaves(tree: Any, path: str) -> list[tuple[str, Any]]:
     return found
 
 
+def is_of(path: str, output: int | str) -> bool:
+    """Whether a path is that of an output, given by its position or name, or of an array in that output."""
+    starts = (f"output[{quoted(output)}]", f"output.{output}")
+    return any(path == start or path.startswith((f"{start}[", f"{start}.")) for start in starts)
+
+
 def is_array(x: Any) -> bool:
     """Whether an input is one: an array or number of NumPy's, or a Python float or complex number."""
     return isinstance(x, np.ndarray | np.generic | float | complex) or (

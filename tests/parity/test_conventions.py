@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import jaxp3
 import torchp3
-from p3 import parity
+from p3 import check, parity
 
 RANDOM = np.random.default_rng(0)
 ROWS = 0.3 * RANDOM.normal(size=(4, 8))
@@ -237,6 +237,57 @@ def test_where_none_explains_the_difference_none_is_named(in_torch, in_jax):
     report = parity.check(torchp3.as_operator(in_torch), jaxp3.as_operator(in_jax), ROWS, only="value")
     assert not report.ok
     assert "both agree" not in str(report)
+
+
+HIDDEN = {
+    "a slope that no input has": (
+        lambda x: functional.leaky_relu(x).sum(),
+        lambda x: jax.nn.leaky_relu(x).sum(),
+        np.linspace(0.1, 2, 5),
+        "leaky_relu has negative_slope=0.1",
+    ),
+    "a symmetric weight": (
+        functional.linear,
+        lambda x, weight: x @ weight.T,
+        (ROWS, SQUARE + SQUARE.T),
+        "the weight is transposed",
+    ),
+    "small errors alone": (
+        functional.huber_loss,
+        lambda x, y: jnp.where(abs(x - y) < 1, (x - y) ** 2 / 2, abs(x - y) - 0.5).mean(),
+        (ROWS[0] / 9, ROWS[1] / 9),
+        "huber_loss has delta=0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_convention_that_the_inputs_do_not_show_is_named_with_what_to_do(name):
+    in_torch, in_jax, inputs, hidden = HIDDEN[name]
+    report = check(torch=in_torch, jax=in_jax, inputs=inputs, only="power")
+    assert report["power"].verdict == "failed"
+    says = f"the values at these inputs are the same if {hidden}; add inputs at which they are not"
+    assert says in " ".join(str(report).split())
+
+
+SHOWN = {
+    "every element has a special number": (functional.leaky_relu, jax.nn.leaky_relu, np.linspace(0.1, 2, 5)),
+    "a weight that is not symmetric": (functional.linear, lambda x, weight: x @ weight.T, (ROWS, SQUARE)),
+    "an epsilon in large numbers": (
+        lambda x: functional.layer_norm(x, (8,)),
+        lambda x: layer_norm(x, 1e-5),
+        100 * ROWS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_convention_that_the_inputs_show_counts_as_a_fault_that_is_noticed(name):
+    in_torch, in_jax, inputs = SHOWN[name]
+    result = check(torch=in_torch, jax=in_jax, inputs=inputs, only="power")["power"]
+    without = parity.check(jaxp3.as_operator(in_jax), jaxp3.as_operator(in_jax), inputs, only="power")["power"]
+    assert (result.verdict, without.verdict) == ("passed", "passed")
+    assert int(result.note.split()[2]) > int(without.note.split()[2])
 
 
 def test_no_convention_changes_what_has_none():

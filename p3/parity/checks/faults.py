@@ -6,16 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p3.parity.case import Case
+from p3.parity.case import Case, greatest
 from p3.parity.checks.derivatives import vjp, vjp_of_vjp
 from p3.parity.checks.domain import dtypes, low_precision
 from p3.parity.checks.integers import integers, is_permutation
+from p3.parity.checks.special import specials
 from p3.parity.function import Arrays, Function, at_precision, is_inexact, wide
 from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.result import CheckResult, Finding
-from p3.tolerance import AXES, NOTHING
+from p3.tolerance import AXES, CONVENTION, NOTHING, SHOWN, Threshold
 
 # What must notice a fault besides the vjp and the vjp of the vjp; the other checks are at inputs of their own.
 NOTICING = (dtypes, low_precision, integers)
@@ -279,17 +280,10 @@ class Detached(Function):
 def changes_anything(case: Case, fault: Fault) -> bool:
     """Whether a fault is one: a linear function's second derivative is 0, detached or not, whatever the inputs."""
     random = case.random()
-    for low, high in ((0.5, 1.5), (-2.0, 2.0)):
-        inputs = tuple(
-            np.asarray(random.uniform(low, high, x.shape)).astype(x.dtype)
-            if is_inexact(x)
-            else others(x, fault, random)
-            for x in case.inputs
-        )
-        if any(x.dtype.kind == "c" for x in inputs):
-            inputs = tuple(x * np.exp(0.7j) if x.dtype.kind == "c" else x for x in inputs)
-        if case.project is not None:  # near the given ones, since others may not be in the domain
-            inputs = case.moved(case.quantity("value"), random, 1 / 8).groups[0]
+    for limits in ((0.5, 1.5), (-2.0, 2.0)):
+        inputs = randomly(case, random, limits)
+        if case.project is None:
+            inputs = tuple(x if is_inexact(x) else others(x, fault, random) for x in inputs)
         cotangents = case.cotangents
         if fault.rule is half_alone:
             inputs, cotangents = at_precision(inputs, "float16"), at_precision(cotangents, "float16")
@@ -304,6 +298,18 @@ def changes_anything(case: Case, fault: Fault) -> bool:
         if any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(right, wrong, strict=True)):
             return True
     return False
+
+
+def randomly(case: Case, random: np.random.Generator, limits: tuple[float, float]) -> Arrays:
+    """The inputs, with random numbers for the floating and complex ones."""
+    if case.project is not None:  # near the given ones, since others may not be in the domain
+        return case.moved(case.quantity("value"), random, 1 / 8).groups[0]
+    return tuple(
+        np.asarray(random.uniform(*limits, x.shape) * (np.exp(0.7j) if x.dtype.kind == "c" else 1)).astype(x.dtype)
+        if is_inexact(x)
+        else x
+        for x in case.inputs
+    )
 
 
 def others(x: np.ndarray, fault: Fault, random: np.random.Generator) -> np.ndarray:
@@ -343,6 +349,11 @@ def power(case: Case) -> CheckResult:
         else:
             text = f"these inputs do not show the fault '{fault.name}'; add {fault.advice}"
             findings.append(Finding(Place("inputs", "vjp"), "a planted fault", text, fault=fault.name))
+    shown, hidden = conventions(case)
+    noticed += shown
+    for text in hidden:
+        same = f"the values at these inputs are the same if {text}; add inputs at which they are not"
+        findings.append(Finding(Place("inputs", "value"), "another convention", same, fault=text))
     count = len(noticed) + len(findings)
     if not count:
         return CheckResult("power", "not applicable", "no fault can be planted")
@@ -351,6 +362,42 @@ def power(case: Case) -> CheckResult:
         return CheckResult("power", "passed", note)
     missed = ", ".join(finding.fault for finding in findings)
     return CheckResult("power", "failed", f"weak inputs, {note}, but not: {missed}", tuple(findings))
+
+
+def conventions(case: Case) -> tuple[list[str], list[str]]:
+    """
+    The conventions that porters confuse that the values at the inputs show, and those that they hide.
+
+    A convention that makes no difference at random inputs of the same shapes is in neither list.
+    """
+    shown: list[str] = []
+    hidden: list[str] = []
+    for _, operator in case.sides:
+        seen = differing(operator, case.inputs, SHOWN)
+        if case.elementwise and not all(seen.values()):  # the special values are checked as well
+            for special in specials(case, "float64"):
+                seen |= {text: True for text, differs in differing(operator, special.inputs, SHOWN).items() if differs}
+        shown += [text for text, differs in seen.items() if differs]
+        if not all(seen.values()):
+            elsewhere = differing(operator, randomly(case, case.random(), (-2.0, 2.0)), CONVENTION)
+            hidden += [text for text, differs in elsewhere.items() if differs and not seen.get(text)]
+    return shown, hidden
+
+
+def differing(operator: Recorded, inputs: Arrays, threshold: Threshold) -> dict[str, bool]:
+    """Whether an operator's values differ by more than a threshold, for each convention; empty where it raises."""
+    try:
+        values = operator.value(inputs)
+    except RefusalError:
+        return {}
+    return {
+        text: not all(
+            y.shape == z.shape
+            and np.allclose(wide(z), wide(y), rtol=0, atol=threshold.value * greatest(np.abs(wide(y))), equal_nan=True)
+            for y, z in zip(values, others, strict=False)
+        )
+        for text, others in operator.variants(inputs)
+    }
 
 
 def differs(case: Case, quantity: Quantity) -> bool:

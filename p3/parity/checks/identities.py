@@ -21,6 +21,8 @@ def adjoint(case: Case) -> CheckResult:
     findings: list[Finding] = []
     refusals: list[Refusal] = []
     largest_difference = 0.0
+    slopes = case.least_slopes(case.quantity("vjp"))
+    least = sum(float((slope * np.abs(w)).sum()) for slope, w in zip(slopes, case.tangents, strict=True))
     for side, operator in case.sides:
         pairs = {}
         vjp = Place(side, "vjp")
@@ -30,7 +32,7 @@ def adjoint(case: Case) -> CheckResult:
                     at_precision(group, precision) for group in (case.inputs, case.cotangents, case.tangents)
                 )
                 pushed, pulled = asked(operator, Place(side, "jvp"), inputs, w), asked(operator, vjp, inputs, v)
-                pairs[precision] = products(v, pushed, pulled, w)
+                pairs[precision] = products(v, pushed, pulled, w, least)
         except RefusalError as refusal:
             refusals.append(refusal.refusal)
             continue
@@ -47,14 +49,14 @@ def adjoint(case: Case) -> CheckResult:
     return judged("adjoint", findings, f"{largest_difference:.2g} epsilons apart", refusals)
 
 
-def products(v: Arrays, pushed: Arrays, pulled: Arrays, w: Arrays) -> Pair:
-    """⟨Jᵀv, w⟩, ⟨v, Jw⟩, and the sum of the sizes of their terms."""
+def products(v: Arrays, pushed: Arrays, pulled: Arrays, w: Arrays, least: float) -> Pair:
+    """⟨Jᵀv, w⟩, ⟨v, Jw⟩, and the sum of the sizes of their terms, or the least size that is no rounding."""
     with np.errstate(all="ignore"):
         left = [(wide(a) * wide(b)).real for a, b in zip(v, pushed, strict=True)]
         right = [(wide(a) * wide(b)).real for a, b in zip(pulled, w, strict=True)]
         size = sum(float(np.abs(term).sum()) for term in (*left, *right))
         got, expected = (np.asarray(sum(float(term.sum()) for term in terms)) for terms in (right, left))
-    return Pair(got, expected, np.asarray(size))
+    return Pair(got, expected, np.asarray(max(size, least)))
 
 
 def linearity(case: Case) -> CheckResult:

@@ -112,7 +112,7 @@ def batched(case: Case) -> CheckResult:
     everything = tuple(range(len(case.inputs)))
     findings: list[Finding] = []
     refusals: list[Refusal] = []
-    for arguments in (everything, *((i,) for i in everything if len(everything) > 1)):
+    for arguments in (everything, *((i,) for i in everything if len(everything) > 1 and i not in case.keys)):
         batch_of(case, arguments, findings, refusals)
     if refusals and not findings and len(refusals) >= 2:
         return refused("batched", refusals)
