@@ -181,6 +181,13 @@ JUMP = Threshold(
     "a result that changes by more when its inputs move by 2⁻⁵⁰ of themselves has a jump there, which is no rounding",
 )
 
+DRAWN_JUMP = Threshold(
+    2.0**10,
+    "the largest change in the draw where that is least, or the largest element if that is more",
+    "what a result changes by rounding is about as large in every draw; a number that is rounded to float32 inside "
+    "changes in some draws alone, by 2²⁶ times as much",
+)
+
 COMPLEX_STEP = Threshold(
     2.0**-60,
     "the largest derivative",
@@ -251,8 +258,8 @@ SHOWN = Threshold(
 CONVENTION = Threshold(
     1e-4,
     "the largest element",
-    "a convention that makes less difference at random inputs is not one that inputs must show, as an ε that is added to "
-    "numbers of about 1",
+    "inputs need not show a convention that makes less difference even at random inputs, as an ε that is added to "
+    "numbers of about 1 does",
 )
 
 SLOPE = Threshold(

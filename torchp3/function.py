@@ -138,7 +138,8 @@ class ArrayFunction(Function):
         """Python that makes this as `operator`; empty where the function has no name to be imported by."""
         # An autograd.Function is given as a class, and run by its method.
         given = self.f.__self__ if inspect.ismethod(self.f) and self.f.__name__ == "apply" else self.f
-        return program_of("torchp3", given, {"arguments": self.differentiable, "states": self.states or None, **dict(self.static)})
+        options = {"arguments": self.differentiable, "states": self.states or None, **dict(self.static)}
+        return program_of("torchp3", given, options)
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
         """The positions of the differentiable arguments."""

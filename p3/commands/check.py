@@ -62,14 +62,14 @@ def check_command() -> click.Command:
                 ["--key", "keys"],
                 type=int,
                 multiple=True,
-                help="The position, from 0, of an argument that is a random key or state: whole numbers are not varied, "
-                "and floating ones are not differentiated by.",
+                help="The position, from 0, of an argument that is a random key or state: its whole numbers are not "
+                "varied, and no derivative is taken by its floating ones.",
             ),
             click.Option(
                 ["--state", "states"],
                 type=int,
                 multiple=True,
-                help="The position, from 0, of an output that is a state: it is compared, and not differentiated.",
+                help="The position, from 0, of an output that is a state: it is compared, and has no derivative.",
             ),
             click.Option(
                 ["--edges"],

@@ -19,6 +19,7 @@ from p3.parity.tree import Structure, is_of, leaves, take_apart
 from p3.parity.truth import Truth
 from p3.tolerance import (
     COMPLEX_STEP,
+    DRAWN_JUMP,
     FLOOR,
     JOINT,
     JUMP,
@@ -273,20 +274,17 @@ class Case:
     def _size(self, quantity: Quantity, operator: Function) -> Arrays:
         random = self.random()
         still = tuple(map(wide, quantity.of(operator)))
-        moves: list[Arrays] = []
+        moves: dict[float, list[Arrays]] = {by: [] for by in MOVES}
         with np.errstate(all="ignore"):
-            for by in 4 * MOVES:
+            for by in DRAWS * MOVES:
                 moved = self.moved(quantity, random, by).of(operator)
-                changes = [np.abs(wide(a) - b) for a, b in zip(moved, still, strict=True)]
-                if by == ROUNDING:
-                    changes = [
-                        np.where(c <= JUMP.value * np.abs(y[np.isfinite(y)]).max(initial=0.0), c, 0)
-                        for c, y in zip(changes, still, strict=True)
-                    ]
-                moves.append(tuple(change / by for change in changes))
-            changed = [
-                np.nan_to_num(np.max([move[k] for move in moves], axis=0), posinf=0.0) for k in range(len(still))
-            ]
+                moves[by].append(tuple(np.abs(wide(a) - b) / by for a, b in zip(moved, still, strict=True)))
+            changed = []
+            for k, y in enumerate(still):
+                large, small = ([move[k] for move in moves[by]] for by in MOVES)
+                rounded_alone = without_jumps(small, max(greatest(np.abs(y)), *map(greatest, large)))
+                kept = [np.where(c * ROUNDING <= JUMP.value * greatest(np.abs(y)), c, 0) for c in rounded_alone]
+                changed.append(np.nan_to_num(np.max([*large, *kept], axis=0), posinf=0.0))
             # Near the end of the numbers the sum of both overflows.
             sizes = [
                 np.where(np.isfinite(np.abs(y) + change), np.abs(y) + change, np.abs(y))
@@ -719,6 +717,16 @@ def is_reliable(known: Truth, value: np.ndarray, error: np.ndarray, size: np.nda
 def greatest(size: np.ndarray) -> float:
     """The largest that is finite."""
     return float(size[np.isfinite(size)].max(initial=0.0))
+
+
+def without_jumps(changes: list[np.ndarray], size: float) -> list[np.ndarray]:
+    """
+    The changes of a result by rounding, without those in which it jumps.
+
+    A number that is rounded to float32 inside jumps in some draws and stays in others; a size tells what is no jump.
+    """
+    most = DRAWN_JUMP.value * max(size, min(map(greatest, changes)))
+    return [change for change in changes if greatest(change) <= most]
 
 
 def typical(size: np.ndarray) -> float:

@@ -284,9 +284,14 @@ def test_keywords_frameworks_and_closed_forms(command, tmp_path):
 def test_every_option_reaches_the_checker(monkeypatch):
     given = []
     check = parity.check
-    monkeypatch.setattr(parity, "check", lambda *args, **options: given.append(options) or check(*args, **options))
+
+    def remember(*sides_and_inputs, **options):
+        given.append(options)
+        return check(*sides_and_inputs, only=options["only"])
+
+    monkeypatch.setattr(parity, "check", remember)
     options = ["--seed", "7", "--point", "0.5", "--surrogate", "--dtype", "float32", "--only", "value", "--no-compiled"]
-    options += ["--not-linear", "--edges", "fail", "--key", "0"]
+    options += ["--not-linear", "--edges", "fail", "--key", "1", "--state", "0"]
     result = CliRunner().invoke(p3_command(), ["check", *P3, *options], standalone_mode=False)
     assert result.return_value == 0
     (options,) = given
@@ -297,7 +302,8 @@ def test_every_option_reaches_the_checker(monkeypatch):
         "points": (0.5,),
         "surrogate": True,
         "linear": False,
-        "keys": (0,),
+        "keys": (1,),
+        "states": (0,),
         "timeout": None,
         "edges": "fail",
         "dtypes": ("float32",),

@@ -35,9 +35,10 @@ def test_a_state_has_no_derivative_on_either_side():
 
 
 def test_a_state_is_compared():
-    report = check(
-        torch=normalized, jax=lambda x: (x - x.mean(), 2 * x.mean()), inputs=LINE, only=ONLY, compiled=False, states=(1,)
-    )
+    def doubled(x):
+        return x - x.mean(), 2 * x.mean()
+
+    report = check(torch=normalized, jax=doubled, inputs=LINE, only=ONLY, compiled=False, states=(1,))
     assert [(d.quantity, d.path) for d in report.differences] == [("value", "output[1]")]
 
 

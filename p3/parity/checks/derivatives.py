@@ -198,7 +198,13 @@ def finding(
     return Finding(
         case.places(quantity, operator.side)[k],
         against,
-        explain(got[k], expected[k], mistakes(case, quantity, k, expected), weights(case, quantity, k), quantity.name == "value"),
+        explain(
+            got[k],
+            expected[k],
+            mistakes(case, quantity, k, expected),
+            weights(case, quantity, k),
+            quantity.name == "value",
+        ),
         mismatch=mismatch,
         inputs=inputs_at(case, quantity, k, mismatch.element),
         truth=true_at(case, quantity, operator, k, mismatch.element),
