@@ -13,6 +13,7 @@ import jaxp3
 import torchp3
 from p3 import InputError, parity
 from tests.support.faulty_ports import jax_rule
+from tests.support.ported import jax_embedding, torch_embedding
 from tests.support.right_pairs import LINE
 
 RANDOM = np.random.default_rng(0)
@@ -366,3 +367,24 @@ def test_a_projection_gives_what_it_is_given():
     for project in (lambda x: x[:2], lambda x: (x, x), lambda x: 1 / 0):
         with pytest.raises(InputError, match=r"project (must give as many arguments|cannot be called)"):
             check(torch.sin, jnp.sin, SYMMETRIC, project=project, only="vjp")
+
+
+TWO_RULES = ["vjp", "jvp", "adjoint", "special values"]
+PADDED = (np.array([1, 3, 0, 3]), RANDOM.normal(size=(4, 3)))
+
+
+def test_a_reference_with_another_forward_rule_than_its_gradient_fails_no_port():
+    report = check(torch_embedding, jax_embedding, PADDED, only=TWO_RULES, surrogate=True)
+    report.assert_ok()
+    assert report["jvp"].note == "the port's jvp is the transpose of its vjp; the reference's is not"
+
+
+def test_a_port_with_another_forward_rule_than_its_gradient_fails():
+    sides = jaxp3.as_operator(jax_embedding), torchp3.as_operator(torch_embedding)
+    report = parity.check(*sides, PADDED, only=TWO_RULES, surrogate=True, **UNCOMPILED)
+    assert [report[name].verdict for name in TWO_RULES] == ["passed", "failed", "failed", "failed"]
+
+
+def test_a_rule_that_is_no_derivative_may_not_differ_between_the_sides():
+    wrong = functools.partial(jax_embedding, padding=None)
+    assert check(torch_embedding, wrong, PADDED, only="vjp", surrogate=True)["vjp"].verdict == "failed"
