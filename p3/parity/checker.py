@@ -12,7 +12,7 @@ from p3.errors import InputError, UncallableError
 from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
 from p3.parity.checks import derivatives, domain, faults, identities, integers, modes, special
 from p3.parity.function import Function, is_inexact, wide
-from p3.parity.limit import Limit, TimeLimitError, limited
+from p3.parity.limit import MEMORY, Limit, TimeLimitError, limited
 from p3.parity.place import Place
 from p3.parity.process import changes, kept, undisturbed
 from p3.parity.recorded import Recorded, RefusalError
@@ -135,8 +135,9 @@ def run_check(case: Case, name: str) -> CheckResult:
 
 
 def in_time(timeout: float | None, work: Callable[[], Result]) -> Result:
-    """The result of some work, each of whose calls may take some seconds."""
-    return work() if timeout is None else Limit(timeout).run(work)
+    """The result of some work, in the memory that the machine has; each of its calls may take some seconds."""
+    with MEMORY.limited():
+        return work() if timeout is None else Limit(timeout).run(work)
 
 
 def checked(case: Case, name: str) -> CheckResult:

@@ -1,9 +1,11 @@
-"""A limit to the time that each call of a function may take."""
+"""Limits to the time that each call of a function may take, and to the memory that a check may."""
 
 import ctypes
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from time import monotonic
@@ -14,6 +16,7 @@ from p3.parity.place import Place
 Result = TypeVar("Result")
 GRACE = 1.0  # seconds in which an interrupted call may end
 WAIT = 0.02  # seconds between two looks at a call
+GPU = Path("/dev/nvidiactl")
 ABANDONED: list[Thread] = []  # threads in calls that could not be interrupted, which go on
 
 
@@ -115,3 +118,56 @@ def limited(place: Place) -> Iterator[None]:
 def interrupt(thread: Thread) -> None:
     """Raise a `TimeLimitError` in a thread, as soon as that runs Python code."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeLimitError))
+
+
+class Memory:
+    """The limit of the process's memory while checks run in some of its threads."""
+
+    def __init__(self) -> None:
+        """No check runs."""
+        self.lock = Lock()
+        self.checks = 0
+        self.before = (0, 0)  # the limits without a check
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """
+        While it lasts, to allocate more memory than the machine has left raises an exception, and ends no process.
+
+        Linux can limit the addresses of a process, and other systems cannot. CUDA reserves far more addresses than it
+        uses, so that nothing is limited where there is a GPU of NVIDIA's.
+        """
+        left = memory_left()
+        if left is None:
+            yield
+            return
+        import resource  # which Windows has not
+
+        with self.lock:
+            self.checks += 1
+            if self.checks == 1:
+                self.before = resource.getrlimit(resource.RLIMIT_AS)
+                limits = [limit for limit in self.before if limit != resource.RLIM_INFINITY]
+                resource.setrlimit(resource.RLIMIT_AS, (min([left, *limits]), self.before[1]))
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.checks -= 1
+                if not self.checks:
+                    resource.setrlimit(resource.RLIMIT_AS, self.before)
+
+
+MEMORY = Memory()
+
+
+def memory_left() -> int | None:
+    """The bytes of addresses that the process may have, by what memory is free; None where there is no limit."""
+    if GPU.exists():
+        return None
+    try:
+        reserved = int(Path("/proc/self/statm").read_text().split()[0])
+        machine = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return reserved * mmap.PAGESIZE + int(machine["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None  # another system than Linux

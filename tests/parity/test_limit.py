@@ -1,7 +1,9 @@
 """A call that takes longer than it may fails its check, in one line, and nothing waits for it."""
 
+import mmap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import jax.numpy as jnp
@@ -10,8 +12,10 @@ import pytest
 import torch
 
 import jaxp3
+import p3
 import torchp3
 from p3 import InputError, parity
+from p3.parity import limit
 from tests.support.commands import run
 from tests.support.right_pairs import LINE
 
@@ -49,6 +53,52 @@ def test_a_loop_that_catches_exceptions_is_interrupted():
 
     report = check(stubborn, jnp.sin, only=["value"], timeout=0.5)
     assert "takes longer than 0.5 s" in report["value"].note
+
+
+HOARDS = {
+    "torch": lambda x: [torch.ones(2**25, dtype=x.dtype) for _ in range(1000)] and x,
+    "jax": lambda x: [jnp.ones(2**25, x.dtype) for _ in range(1000)] and x,
+    "closed_form": lambda x: [np.ones(2**25) for _ in range(1000)] and x,
+}
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """The process can allocate 1 GiB more than it has."""
+    resource = pytest.importorskip("resource")
+    here = limit.memory_left()
+    if here is None:
+        pytest.skip("the memory of a process is limited on Linux without a GPU")
+    with open("/proc/self/statm") as reserved:
+        most = int(reserved.read().split()[0]) * mmap.PAGESIZE + 2**30
+    monkeypatch.setattr(limit, "memory_left", lambda: most)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    yield
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize("side", HOARDS)
+def test_a_function_that_takes_all_memory_is_an_error_of_the_input(side, little_memory):
+    given = {"torch": torch.sin, "jax": jnp.sin, "inputs": POSITIVE} | {side: HOARDS[side]}
+    with pytest.raises(InputError, match=r"cannot be called.*([Mm]emory|Unable to allocate)"):
+        p3.check(**given, only="value")
+
+
+def test_a_function_that_takes_all_memory_in_half_precision_is_told_by_that_check(little_memory):
+    report = check(
+        lambda x: HOARDS["torch"](x) and x.sin() if x.dtype == torch.float16 else x.sin(),
+        jnp.sin,
+        only=["value", "dtypes"],
+        dtypes=["float16", "float32"],
+    )
+    assert report["value"].verdict == "passed"
+    assert "can't allocate memory" in report["dtypes"].note
+
+
+def test_checks_in_threads_leave_the_limit_of_memory_as_it_was(little_memory):
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(pool.map(lambda _: check(torch.sin, jnp.sin, only="value"), range(6)))
+    assert all(report.ok for report in reports)
 
 
 def test_a_function_that_takes_too_long_at_once_is_an_error_of_the_input():
