@@ -55,6 +55,16 @@ RIGHT = {
         (ROWS, np.arange(3)),
     ),
     "a permutation": (lambda x, i: x[i], lambda x, i: x[i], (ROWS, np.array([2, 0, 1]))),
+    "rows put in an order": (
+        lambda x, i: torch.zeros_like(x).index_put((i,), x),
+        lambda x, i: jnp.zeros_like(x).at[i].set(x),
+        (ROWS, np.array([2, 0, 1])),
+    ),
+    "an order in which a port puts otherwise": (
+        lambda x, i: torch.zeros_like(x).index_put((i,), x),
+        lambda x, i: jnp.zeros_like(x).at[i[::-1]].set(x[::-1]),
+        (ROWS, np.array([2, 0, 1])),
+    ),
 }
 
 
@@ -75,6 +85,11 @@ def embedding_that_sets(w, i, v):
 
 WRONG = {
     "set for add": (lambda w, i: w[i], jax_rule(lambda w, i: w[i], embedding_that_sets), (WEIGHT, np.arange(1, 5))),
+    "set for add at a permutation": (
+        lambda w, i: w[i],
+        jax_rule(lambda w, i: w[i], embedding_that_sets),
+        (WEIGHT, np.array([2, 0, 3, 1, 4, 6, 5])),
+    ),
     "positions from 1": (
         lambda x, i: x * i.to(x.dtype)[:, None],
         lambda x, i: x * jnp.arange(1, 4, dtype=x.dtype)[:, None],
@@ -103,10 +118,17 @@ def test_that_no_label_is_ignored_is_told(port):
     assert "add labels of which some are ignored" in report["power"].findings[0].explanation
 
 
-def test_that_a_mask_is_true_everywhere_is_told():
-    in_torch, in_jax, (x, mask) = RIGHT["a mask"]
-    report = check(in_torch, in_jax, (x, np.ones_like(mask)), only="power")
-    assert "not: mask forgotten" in report["power"].note
+@pytest.mark.parametrize("dtype", [bool, np.int32])
+@pytest.mark.parametrize("port", [lambda x, m: x * x * m, lambda x, m: x * x], ids=["right", "forgotten"])
+def test_that_a_mask_is_true_everywhere_is_told(port, dtype):
+    report = check(lambda x, m: x * x * m, port, (ROWS, np.ones_like(MASK, dtype)), only="power")
+    assert report["power"].note.endswith("not: mask forgotten")
+
+
+def test_a_mask_that_is_false_somewhere_has_power():
+    for mask in (MASK, MASK.astype(np.int32)):
+        report = check(lambda x, m: x * x * m, lambda x, m: x * x * m, (ROWS, mask), only="power")
+        assert report["power"].verdict == "passed"
 
 
 def test_a_port_that_raises_for_other_numbers_fails():
@@ -126,7 +148,7 @@ def special_of(numbers):
 def test_what_is_sorted_stays_so_and_a_permutation_stays_one():
     for numbers in special_of(np.array([0, 2, 5, 9])).values():
         assert (np.diff(numbers) >= 0).all()
-    assert list(special_of(np.array([2, 0, 1, 3]))) == ["in another order"]
+    assert list(special_of(np.array([2, 0, 1, 3]))) == ["in another order", "with repeats"]
     for special, numbers in special_of(np.array([7, 3, 3, 9])).items():
         assert set(numbers) <= {3, 7, 9}, special
 

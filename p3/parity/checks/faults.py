@@ -144,10 +144,15 @@ def ignored_counted(operator: Function, inputs: Arrays, cotangents: Arrays) -> A
 
 
 def unmasked(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
-    """The gradient where all of a mask is true."""
-    if all(x.dtype.kind != "b" for x in inputs):
+    """The gradient where all of a mask is true, or 1."""
+    if not any(map(is_mask, inputs)):
         return None
-    return operator.vjp(tuple(np.ones_like(x) if x.dtype.kind == "b" else x for x in inputs), cotangents)
+    return operator.vjp(tuple(np.ones_like(x) if is_mask(x) else x for x in inputs), cotangents)
+
+
+def is_mask(x: np.ndarray) -> bool:
+    """Whether x has truth values, or the whole numbers 0 and 1 alone."""
+    return x.dtype.kind == "b" or (x.dtype.kind in "iu" and x.ndim > 0 and bool(np.isin(x, (0, 1)).all()))
 
 
 def nan_at_one_point(g: np.ndarray) -> np.ndarray | None:
@@ -189,7 +194,7 @@ FAULTS = (
     Fault("missing conjugate", without_conjugate, "complex points off the real axis"),
     Fault("set for add", set_not_added, "indices of which some are equal"),
     IGNORED_COUNTS,
-    Fault("mask forgotten", unmasked, "a mask that is false somewhere"),
+    Fault("mask forgotten", unmasked, "a mask that is false, or 0, somewhere"),
     Fault("NaN at one point", each(nan_at_one_point), "a point at least"),
     Fault(
         "off by one element",
@@ -318,8 +323,8 @@ def others(x: np.ndarray, fault: Fault, random: np.random.Generator) -> np.ndarr
         return np.full_like(x, x.ravel()[0])
     if fault.rule is ignored_counted and x.dtype.kind == "i" and x.ndim and x.size and (x >= 0).all():
         return np.asarray(np.where(np.arange(x.size).reshape(x.shape) == 0, IGNORED, x))
-    if fault.rule is unmasked and x.dtype.kind == "b":
-        return np.asarray(random.permutation(np.arange(x.size) % 2 == 0).reshape(x.shape))
+    if fault.rule is unmasked and is_mask(x):
+        return np.asarray(random.permutation(np.arange(x.size) % 2 == 0).reshape(x.shape)).astype(x.dtype)
     return x
 
 
@@ -437,7 +442,12 @@ def ignores(case: Case) -> bool:
 
 
 def is_plantable(case: Case, fault: Fault) -> bool:
-    """Whether the fault can be made with the case's inputs and dtypes, and is one."""
+    """
+    Whether the fault can be made with the case's inputs and dtypes, and is one.
+
+    A port may have the fault already, as one that forgets its mask, so that to plant it there changes nothing. Then
+    what it would change of the reference counts.
+    """
     if fault.rule is half_alone and not low_precision(case).is_right:
         return False
     try:
@@ -446,6 +456,6 @@ def is_plantable(case: Case, fault: Fault) -> bool:
                 made = ignores(case)
             else:
                 made = fault.rule(case.port, case.inputs, case.cotangents) is not None
-        return made and changes_anything(case, fault)
+        return made and any(changes_anything(replace(case, port=operator), fault) for _, operator in case.sides[::-1])
     except (Exception, SystemExit):  # a port that raises for second derivatives or other inputs has no fault there
         return False
