@@ -39,6 +39,8 @@ REFUSALS = (  # what JAX says of what there is not
     "which has no forward mode",
     "do not support JVP",
     "Reverse-mode differentiation does not work",
+    "dtype=float16 is not supported",
+    "dtype=bfloat16 is not supported",
 )
 
 FACTOR = local()  # .value: what rules are scaled by in a thread

@@ -26,7 +26,13 @@ Tensors = tuple[Tensor, ...]
 Transform = Callable[..., Tensors]  # of one group of tensors or several
 Combinator = Callable[[Transform, tuple[int, ...] | None, Callable[[], object]], Transform]
 RULES = ("backward", "vjp", "jvp")  # the methods of an autograd.Function that are derivative rules
-REFUSALS = ("must override the setup_context", "does not have vmap support")  # what PyTorch says of what there is not
+REFUSALS = (  # what PyTorch says of what there is not
+    "must override the setup_context",
+    "does not have vmap support",
+    "Low precision dtypes not supported",
+    "Unsupported dtype Half",
+    "Unsupported dtype BFloat16",
+)
 CHANGED = "modified by an inplace operation"  # of what PyTorch says where a backward pass needs what is no more
 
 FORWARD_MODE = RLock()  # PyTorch has one level of forward mode for all threads of a process

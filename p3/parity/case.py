@@ -457,7 +457,7 @@ class Case:
                 return mismatch
         return mismatch._replace(kind="single precision")
 
-    def _alike_within(self, quantity: Quantity, k: int, pairs: Mapping[str, Pair]) -> bool:
+    def alike_within(self, quantity: Quantity, k: int, pairs: Mapping[str, Pair]) -> bool:
         """
         Whether two gradients differ in nothing that moves inputs within the functions' domain.
 
@@ -469,11 +469,11 @@ class Case:
             return False
         if quantity.derivative.arrays[0][0] != "arguments":
             return False
-        position = self.arguments[k % len(self.arguments)]
+        inputs, position = quantity.groups[0], self.arguments[k % len(self.arguments)]
         for seed in range(DRAWS):
-            moving = [np.zeros_like(x) for x in self.inputs]
-            moving[position] = self.like((self.inputs[position],), 100 + seed)[0]
-            step = truth.tangent_within(self.within, self.inputs, tuple(moving))[position]
+            moving = [np.zeros_like(x) for x in inputs]
+            moving[position] = self.like((inputs[position],), 100 + seed)[0]
+            step = truth.tangent_within(self.within, inputs, tuple(moving))[position]
             for precision, pair in pairs.items():
                 got, expected = (np.asarray((wide(g) * step).real.sum()) for g in (pair.got, pair.expected))
                 size = np.asarray((pair.size * np.abs(step)).sum())
@@ -630,7 +630,7 @@ class Case:
             own = [self.own(quantity, operator, k) for operator in operators]
             mismatch = self.climb(quantity, k, pairs, operators, max(own), min(own))
             assert mismatch is not None
-            if mismatch.kind == "semantic" and self._alike_within(quantity, k, pairs):
+            if mismatch.kind == "semantic" and self.alike_within(quantity, k, pairs):
                 continue
             if mismatch.kind == "single precision" and (
                 any(x.dtype != wide(x).dtype for x in (pairs["float64"].got, pairs["float64"].expected))

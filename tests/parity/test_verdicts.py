@@ -301,6 +301,11 @@ SYMMETRIC = (lambda a: a @ a.T + 4 * np.eye(4))(RANDOM.normal(size=(4, 4)))
 SHARES = (lambda x: x / x.sum(-1, keepdims=True))(RANDOM.uniform(0.5, 1, (3, 5)))
 
 
+def positive(a):
+    values, vectors = np.linalg.eigh(symmetrized(a))
+    return (vectors * np.maximum(values, 1.0)) @ vectors.T
+
+
 def symmetrized(x):
     return (x + np.swapaxes(x, -1, -2)) / 2
 
@@ -324,6 +329,12 @@ WITHIN = {
         (SYMMETRIC, RANDOM.normal(size=(4, 2))),
         lambda a, b: (symmetrized(a), b),
     ),
+    "a form of a row": (  # of which one gradient is symmetric and the other is not, at zeros and other rows as well
+        lambda a, x, i: x[i] @ torch.linalg.solve(a, x[i]),
+        lambda a, x, i: (jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(a), x[i], lower=True) ** 2).sum(),
+        (SYMMETRIC, RANDOM.normal(size=6), np.array([4, 0, 3, 3])),
+        lambda a, x, i: (positive(a), x, i),
+    ),
     "by name": (
         lambda *, a, b: torch.linalg.cholesky(a) @ b,
         lambda *, a, b: jnp.linalg.cholesky(a) @ b,
@@ -333,8 +344,8 @@ WITHIN = {
 }
 
 
-@at_issue_or_all("value", "vjp", "jvp", "vjp of jvp", "batched")
-@some_by_default(WITHIN, "eigvalsh", "entropy")
+@at_issue_or_all("value", "vjp", "jvp", "vjp of jvp", "batched", "special values", "integers")
+@some_by_default(WITHIN, "eigvalsh", "entropy", "a form of a row")
 def test_inputs_that_must_stay_in_a_domain(name, only):
     in_torch, in_jax, inputs, project = WITHIN[name]
     report = check(in_torch, in_jax, inputs, project=project, only=only, **UNCOMPILED)
@@ -388,3 +399,10 @@ def test_a_port_with_another_forward_rule_than_its_gradient_fails():
 def test_a_rule_that_is_no_derivative_may_not_differ_between_the_sides():
     wrong = functools.partial(jax_embedding, padding=None)
     assert check(torch_embedding, wrong, PADDED, only="vjp", surrogate=True)["vjp"].verdict == "failed"
+
+
+def test_a_dtype_that_a_framework_says_it_does_not_take_is_refused():
+    matrix = 0.3 * RANDOM.normal(size=(3, 3))
+    report = check(torch.matrix_exp, jax.scipy.linalg.expm, matrix, only="dtypes", dtypes=["float16", "float32"])
+    report.assert_ok()
+    assert "dtype=float16 is not supported" in str(report["dtypes"].refusals[0])

@@ -12,6 +12,7 @@ from p3.parity.checks.domain import dtypes, low_precision
 from p3.parity.checks.integers import integers, is_permutation
 from p3.parity.checks.special import specials
 from p3.parity.function import Arrays, Function, at_precision, is_inexact, wide
+from p3.parity.mismatch import Pair
 from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError
@@ -300,8 +301,11 @@ def changes_anything(case: Case, fault: Fault) -> bool:
                 )
             else:
                 right, wrong = (operator.vjp(inputs, cotangents) for operator in (case.port, port))
-        if any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(right, wrong, strict=True)):
-            return True
+        quantity = Quantity("vjp", (inputs, cotangents))
+        for k, (a, b) in enumerate(zip(right, wrong, strict=True)):
+            pair = Pair(wide(b), wide(a), np.full(a.shape, greatest(np.abs(wide(a)))))
+            if not (np.array_equal(a, b, equal_nan=True) or case.alike_within(quantity, k, {"float64": pair})):
+                return True
     return False
 
 

@@ -84,7 +84,7 @@ def compared(case: Case, place: Place, quantity: Quantity, results: dict[str, Ar
             continue
         own = [case.own(quantity, operator, k) for _, operator in case.sides]
         mismatch = case.climb(ordinary, k, pairs, [case.reference, case.port], max(own), min(own))
-        if mismatch is not None:
+        if mismatch is not None and not case.alike_within(quantity, k, pairs):
             here = place._replace(side="port", quantity=of.quantity, path=of.path, by=of.by)
             text = explain(port["float64"][k], reference["float64"][k], {})
             yield Finding(here, "the reference", text, mismatch, quantity=quantity)

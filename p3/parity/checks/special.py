@@ -346,7 +346,8 @@ def apart(case: Case, quantity: Quantity, k: int, pair: Pair, precision: str) ->
     ordinary, operators = case.quantity(quantity.name), [operator for _, operator in case.sides]
     if not case.elementwise:
         worst = case.climb(ordinary, k, {precision: pair}, operators)
-        yield from [worst] if worst is not None else []
+        if worst is not None and not case.alike_within(quantity, k, {precision: pair}):
+            yield worst
         return
     for index in map(tuple, np.argwhere(pair.beyond(precision))):
         alone = np.zeros(pair.got.shape, bool)
