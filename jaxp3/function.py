@@ -128,7 +128,10 @@ class ArrayFunction(Function):
     @property
     def program(self) -> str:  # type: ignore[override]
         """Python that makes this as `operator`; empty where the function has no name to be imported by."""
-        options = {"arguments": self.differentiable, "states": self.states or None, **dict(self.static)}
+        chosen = self.differentiable
+        if chosen is not None and self.structure is not None:
+            chosen = tuple(dict.fromkeys(self.structure.tops[i] for i in chosen))
+        options = {"arguments": chosen, "states": self.states or None, **dict(self.static)}
         return program_of("jaxp3", self.f, options)
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:

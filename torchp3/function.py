@@ -144,7 +144,10 @@ class ArrayFunction(Function):
         """Python that makes this as `operator`; empty where the function has no name to be imported by."""
         # An autograd.Function is given as a class, and run by its method.
         given = self.f.__self__ if inspect.ismethod(self.f) and self.f.__name__ == "apply" else self.f
-        options = {"arguments": self.differentiable, "states": self.states or None, **dict(self.static)}
+        chosen = self.differentiable
+        if chosen is not None and self.structure is not None:
+            chosen = tuple(dict.fromkeys(self.structure.tops[i] for i in chosen))
+        options = {"arguments": chosen, "states": self.states or None, **dict(self.static)}
         return program_of("torchp3", given, options)
 
     def arguments(self, inputs: Arrays) -> tuple[int, ...]:
@@ -349,6 +352,9 @@ class ArrayFunction(Function):
 
     def value(self, *groups: Arrays) -> Arrays:
         """The function's outputs."""
+        if self.is_compiled and self.functional and self.combinators:
+            # This raises where torch.func has no rule; compiled, it would differentiate the forward method instead.
+            replace(self, is_compiled=False).value(*groups)
         is_forward = {jvp_of, functional_jvp_of, jvp_one_by_one} & set(self.combinators)
         with forward_mode() if is_forward else nullcontext(), refusals(), self.scaled_rules(groups[0]):
             try:

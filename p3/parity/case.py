@@ -26,6 +26,7 @@ from p3.tolerance import (
     LADDER,
     LEAST_CONSTANT,
     MOST_NOISE,
+    NEARLY,
     NOISE,
     NOISE_GROWTH,
     NOISE_JUMP,
@@ -46,6 +47,7 @@ ROUNDING = 2.0**-50
 MOVES = (2.0**-16, ROUNDING)
 NOISE_STEPS = (2.0**-22, 2.0**-16)  # the steps of second differences, of which the smaller crosses float32's numbers
 SMOOTH_STEPS = (2.0**-18, 2.0**-6)  # the steps to see whether a difference changes with the inputs
+BEND_STEP = 2.0**-7  # along tangents, to see whether a domain is curved
 DRAWS = 4  # of random steps
 CLOSED = "the closed form"
 # What the groups of a quantity are, besides the inputs.
@@ -108,7 +110,8 @@ class Case:
     Attributes
     ----------
     reference, port : the two operators
-    inputs : floating ones in float64, rounded to float32 so that both precisions see the same
+    inputs : floating ones in float64, rounded to float32 so that both precisions see the same; or where they must stay
+        in a domain, projected on it in float64
     structure : what is around the inputs
     closed_form, surrogate, linear, points, awkward, project, keys, states, edges, dtypes, compiled, timeout, seed : the
         `Options`; keys as the positions of arrays
@@ -192,12 +195,12 @@ class Case:
     @cached_property
     def tangents(self) -> Arrays:
         """One for each differentiable argument."""
-        return self._within(self.like(tuple(self.inputs[i] for i in self.arguments), 2))
+        return self.along(self.inputs, self.like(tuple(self.inputs[i] for i in self.arguments), 2))
 
     @cached_property
     def directions(self) -> Arrays:
         """Another tangent for each differentiable argument."""
-        return self._within(self.like(tuple(self.inputs[i] for i in self.arguments), 7))
+        return self.along(self.inputs, self.like(tuple(self.inputs[i] for i in self.arguments), 7))
 
     def within(self, inputs: Arrays) -> Arrays:
         """The inputs, in the functions' domain."""
@@ -219,15 +222,15 @@ class Case:
             raise InputError("project must give as many arguments as it is given, of the same shapes")
         return tuple(y.astype(x.dtype) for x, y in zip(self.inputs, arrays, strict=True))
 
-    def _within(self, tangents: Arrays) -> Arrays:
-        """The tangents, along the functions' domain."""
+    def along(self, inputs: Arrays, tangents: Arrays) -> Arrays:
+        """The tangents at some inputs, along the functions' domain."""
         if self.project is None:
             return tangents
-        moving = [np.zeros_like(x) for x in self.inputs]
+        moving = [np.zeros_like(x) for x in inputs]
         for i, tangent in zip(self.arguments, tangents, strict=True):
             moving[i] = tangent
-        steps = truth.tangent_within(self.within, self.inputs, tuple(moving))
-        return tuple(wide(steps[i].astype(np.float32)) for i in self.arguments)
+        steps, _ = truth.tangent_within(self.within, inputs, tuple(moving))
+        return tuple(steps[i] for i in self.arguments)
 
     def moved(self, quantity: Quantity, random: np.random.Generator, by: float) -> Quantity:
         """A quantity of inputs that are moved by a fraction of themselves, in the functions' domain."""
@@ -348,11 +351,6 @@ class Case:
             if not is_confirmed and any(self.is_single(quantity, operator)):
                 found = self._find_truth(quantity, operator, truth.SINGLE)
                 assert found is not None
-            if self.project is not None:  # along tangents that are in the domain as exactly as float32 is
-                errors = [
-                    e + truth.SINGLE * greatest(np.abs(y)) for y, e in zip(found.values, found.errors, strict=True)
-                ]
-                found = found._replace(errors=tuple(errors))
             self._truths[key] = found
         return self._truths[key]
 
@@ -445,7 +443,8 @@ class Case:
         if mismatch is None or mismatch.kind != "semantic":
             return mismatch
         # What a constant makes that is rounded to float32 is as smooth as a fault's difference, and known by its size.
-        if LEAST_CONSTANT.epsilons <= self._off(pairs) <= ONE_CONSTANT.epsilons:
+        least = 0.0 if quantity.derivative.order and self.has_constant else LEAST_CONSTANT.epsilons
+        if least <= self._off(pairs) <= ONE_CONSTANT.epsilons:
             return mismatch._replace(kind="single precision")
         singles = [self.is_single(quantity, operator) for operator in operators]
         if not any(any(single) if k is None else single[k] for single in singles):
@@ -456,6 +455,14 @@ class Case:
             if (coarse.epsilons(name) > most).any():
                 return mismatch
         return mismatch._replace(kind="single precision")
+
+    @cached_property
+    def has_constant(self) -> bool:
+        """Whether the sides' values differ by what rounding a constant to float32 makes."""
+        return any(
+            climb(pairs) is not None and LEAST_CONSTANT.epsilons <= self._off(pairs) <= ONE_CONSTANT.epsilons
+            for pairs in self.pairs_of_sides(self.quantity("value")).values()
+        )
 
     def alike_within(self, quantity: Quantity, k: int, pairs: Mapping[str, Pair]) -> bool:
         """
@@ -472,12 +479,13 @@ class Case:
         inputs, position = quantity.groups[0], self.arguments[k % len(self.arguments)]
         for seed in range(DRAWS):
             moving = [np.zeros_like(x) for x in inputs]
-            moving[position] = self.like((inputs[position],), 100 + seed)[0]
-            step = truth.tangent_within(self.within, inputs, tuple(moving))[position]
+            moving[position] = truth.step_sizes(inputs[position]) * self.like((inputs[position],), 100 + seed)[0]
+            step, error = (found[position] for found in truth.tangent_within(self.within, inputs, tuple(moving)))
             for precision, pair in pairs.items():
                 got, expected = (np.asarray((wide(g) * step).real.sum()) for g in (pair.got, pair.expected))
                 size = np.asarray((pair.size * np.abs(step)).sum())
-                if Pair(got, expected, size).beyond(precision).any():
+                off = np.asarray((np.abs(wide(pair.got) - wide(pair.expected)) * allowed(error)).sum())
+                if Pair(got, expected, size, off).beyond(precision).any():
                     return False
         return True
 
@@ -624,7 +632,7 @@ class Case:
     def between_sides(self, quantity: Quantity) -> Iterator[tuple[int, Mismatch]]:
         """Where the sides differ: the array's number, and the worst difference over the precisions."""
         for k, pairs in self.pairs_of_sides(quantity).items():
-            if climb(pairs) is None:
+            if climb(pairs) is None or (quantity.derivative.order == 2 and self.bends):
                 continue
             operators = [operator for _, operator in self.sides]
             own = [self.own(quantity, operator, k) for operator in operators]
@@ -638,6 +646,36 @@ class Case:
             ):  # a result of another dtype is no matter of what is inside, and what is smooth is no rounding
                 mismatch = mismatch._replace(kind="semantic")
             yield k, mismatch
+
+    @cached_property
+    def bends(self) -> bool:
+        """
+        Whether the domain is curved, and the sides' gradients differ off it.
+
+        Second derivatives then differ even along the domain, by the curvature times the gradient that is normal to it.
+        """
+        if self.project is None:
+            return False
+        vjp = self.quantity("vjp")
+        if all(climb(pairs) is None for pairs in self.pairs_of_sides(vjp).values()):
+            return False
+        ahead, behind = (
+            self.within(tuple(x + sign * BEND_STEP * w for x, w in zip(self.inputs, self._moving, strict=True)))
+            for sign in (1, -1)
+        )
+        return any(
+            greatest(np.abs(a - 2 * x + b)) > NEARLY.value * BEND_STEP * greatest(np.abs(x))
+            for x, a, b in zip(self.inputs, ahead, behind, strict=True)
+            if is_inexact(x)
+        )
+
+    @property
+    def _moving(self) -> Arrays:
+        """The tangents, and zeros for what has none."""
+        moving = [np.zeros_like(x) for x in self.inputs]
+        for i, tangent in zip(self.arguments, self.tangents, strict=True):
+            moving[i] = tangent
+        return tuple(moving)
 
     def shared(self, quantity: Quantity, k: int) -> float:
         """The smaller of both sides' own float32 rounding errors, in epsilons."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar, Unpack
@@ -9,9 +10,9 @@ from typing import Any, TypeVar, Unpack
 import numpy as np
 
 from p3.errors import InputError, UncallableError
-from p3.parity.case import DTYPES, Case, Options, make_inputs, rounded
+from p3.parity.case import DTYPES, Case, Options, greatest, make_inputs, rounded
 from p3.parity.checks import derivatives, domain, faults, identities, integers, modes, special
-from p3.parity.function import Function, is_inexact, wide
+from p3.parity.function import Arrays, Function, is_inexact, wide
 from p3.parity.limit import MEMORY, Limit, TimeLimitError, limited
 from p3.parity.place import Place
 from p3.parity.process import changes, kept, undisturbed
@@ -19,6 +20,7 @@ from p3.parity.recorded import Recorded, RefusalError
 from p3.parity.report import ParityReport
 from p3.parity.result import CheckResult, Finding, judged, refused
 from p3.parity.tree import Structure, is_of, take_apart
+from p3.tolerance import NEARLY
 
 CHECKS: dict[str, Callable[[Case], CheckResult]] = {
     "value": derivatives.value,
@@ -212,10 +214,31 @@ def make_case(reference: Function, port: Function, inputs: object, **options: Un
         **checked,
     )
     try:
+        if case.project is not None:
+            case = replace(case, inputs=in_time(case.timeout, partial(projected, case)))
         in_time(case.timeout, partial(prepare, case))
     except TimeLimitError as error:
         raise InputError(f"{error.place}: it takes longer than {case.timeout:g} s at the inputs") from None
     return case
+
+
+def projected(case: Case) -> Arrays:
+    """
+    The inputs in the domain.
+
+    Raises
+    ------
+    InputError
+        What is in the domain is projected to something else.
+    """
+    inputs = case.within(case.inputs)
+    for path, x, again in zip(case.structure.paths, inputs, case.within(inputs), strict=True):
+        if is_inexact(x) and not np.allclose(x, again, rtol=0, atol=NEARLY.value * greatest(np.abs(x)), equal_nan=True):
+            raise InputError(
+                f"project changes {path} again after it is projected; give a function that leaves unchanged what is in "
+                "the domain"
+            )
+    return inputs
 
 
 def prepare(case: Case) -> None:
@@ -286,7 +309,6 @@ def examine(case: Case) -> None:
             )
     if case.closed_form is not None:
         check_closed_form(case)
-    case.within(case.inputs)
 
 
 def checked_options(options: Options, structure: Structure) -> dict[str, Any]:

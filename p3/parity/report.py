@@ -25,7 +25,9 @@ COLOURS = {
     "not applicable": "dim",
 }
 # The checks of which a failure can follow from that of a value or a derivative.
-CONSEQUENT = ("vjp", "jvp", "vjp of vjp", "jvp of vjp", "vjp of jvp", "jvp of jvp", "adjoint", "special values")
+CONSEQUENT = (
+    "vjp", "jvp", "vjp of vjp", "jvp of vjp", "vjp of jvp", "jvp of jvp", "adjoint", "special values", "integers"
+)  # fmt: skip
 MOST_LINES = 3  # of one check
 LONGEST = 160  # characters of a refusal
 ORDER = ("semantic", "not reproduced", "edge", "single precision", "rounding")

@@ -80,7 +80,8 @@ class Finding(NamedTuple):
         where = f" at {m.element}" if m.element else ""
         where += f", input {', '.join(f'{x:.9g}' for x in self.inputs)}" if self.inputs else ""
         known = "" if self.truth in (None, m.expected) else f" (true: {self.truth:.9g})"
-        return f"{line}; worst{where}: {m.got:.9g}, expected {m.expected:.9g}{known}; {describe_ladder(m)}"
+        got, expected = digits(m.got, m.expected), digits(m.expected, m.got)
+        return f"{line}; worst{where}: {got}, expected {expected}{known}; {describe_ladder(m)}"
 
 
 class CheckResult(NamedTuple):
@@ -125,7 +126,7 @@ def judged(
     findings = (*wrong, *(f for f, fails in zip(found, failing, strict=True) if not fails))
     if wrong:
         return CheckResult(name, "failed", briefly(name, wrong[0]), findings, refused)
-    note = "; ".join([note, *(f"refused: {refusal}" for refusal in refused)])
+    note = "; ".join([note, *(f"refused: {text}" for text in told(refused))])
     kinds = [finding.kind for finding in findings]
     if "rounding" in kinds:
         note += f"; {kinds.count('rounding')} beyond the tolerance, and rounding"
@@ -141,6 +142,23 @@ def once(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
     return tuple({repr(refusal): refusal for refusal in refusals}.values())
 
 
+def told(refusals: Iterable[Refusal]) -> list[str]:
+    """The refusals in words; what a side raises in several places, once."""
+    places: dict[tuple[str, str], list[Refusal]] = {}
+    for refusal in refusals:
+        places.setdefault((refusal.place.side, refusal.error), []).append(refusal)
+    return [
+        f"{same[0]}" + (f" (and in {len(same) - 1} other place{'s' * (len(same) > 2)})" if len(same) > 1 else "")
+        for same in places.values()
+    ]
+
+
+def digits(x: complex | float, *others: complex | float) -> str:
+    """A number in as few digits as tell it from others that are near it."""
+    short = f"{x:.9g}"
+    return short if all(x == other or f"{other:.9g}" != short for other in others) else f"{x:.17g}"
+
+
 def briefly(check: str, finding: Finding) -> str:
     """The place and the explanation of a finding, without the side."""
     quantity = "" if finding.place.quantity == check else finding.place.quantity
@@ -151,4 +169,4 @@ def briefly(check: str, finding: Finding) -> str:
 def refused(name: str, refusals: Iterable[Refusal], findings: Iterable[Finding] = ()) -> CheckResult:
     """Nothing could be checked, since sides raise; the findings are rounding."""
     found = once(refusals)
-    return CheckResult(name, "refused", "; ".join(map(str, found)), tuple(findings), found)
+    return CheckResult(name, "refused", "; ".join(told(found)), tuple(findings), found)

@@ -87,6 +87,28 @@ def mapped(f: Callable[[str, Any], Any], tree: Any, path: str) -> Any:
     return f(path, tree)
 
 
+def written(tree: Any, arrays: Sequence[str]) -> str:
+    """
+    The tree as Python, with texts for its arrays.
+
+    Raises
+    ------
+    InputError
+        It has a type that Python has no literal of.
+    """
+    if isinstance(tree, Slot):
+        return arrays[tree.number]
+    if type(tree) is dict:
+        return "{" + ", ".join(f"{key!r}: {written(x, arrays)}" for key, x in tree.items()) + "}"
+    if type(tree) is list:
+        return f"[{', '.join(written(x, arrays) for x in tree)}]"
+    if type(tree) is tuple:
+        return f"({''.join(f'{written(x, arrays)}, ' for x in tree).rstrip()})"
+    if tree is None or type(tree) in (bool, int, str):
+        return repr(tree)
+    raise InputError(f"{type(tree).__name__} cannot be written as Python")
+
+
 def sorting(key: object) -> tuple[str, str]:
     """By what keys of any types are sorted."""
     return type(key).__name__, str(key)

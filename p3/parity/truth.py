@@ -239,12 +239,13 @@ def true_vjp(
     return Truth(tuple(values), tuple(errors), method, unit)
 
 
-def tangent_within(project: Values, inputs: Arrays, moving: Arrays) -> Arrays:
-    """The derivative of a projection along some steps of the inputs: steps that, to first order, stay in the domain."""
-    steps, _ = differentiate(
-        lambda t: project(tuple(np.asarray(x + t * w) for x, w in zip(inputs, moving, strict=True)))
-    )
-    return steps
+def tangent_within(project: Values, inputs: Arrays, moving: Arrays) -> tuple[Arrays, Arrays]:
+    """
+    The derivative of a projection along some steps of the inputs, and an estimate of its error.
+
+    These are steps that, to first order, stay in the domain.
+    """
+    return differentiate(lambda t: project(tuple(np.asarray(x + t * w) for x, w in zip(inputs, moving, strict=True))))
 
 
 def true_vjp_within(
@@ -264,7 +265,7 @@ def true_vjp_within(
         moving = [np.zeros_like(x) if is_inexact(x) else np.zeros(x.shape) for x in inputs]
         sizes = step_sizes(inputs[position])
         moving[position] = sizes * random.uniform(0.5, 1.0, sizes.shape) * random.choice([-1.0, 1.0], sizes.shape)
-        step = tangent_within(project, inputs, tuple(moving))
+        step, _ = tangent_within(project, inputs, tuple(moving))
 
         def product(t: float, step: Arrays = step) -> Arrays:
             outputs = f(tuple(np.asarray(x + t * w) if is_inexact(x) else x for x, w in zip(inputs, step, strict=True)))

@@ -136,6 +136,26 @@ def test_each_snippet_is_a_program_that_prints_what_was_got(inputs, only, tmp_pa
         assert finished.returncode == 0, finished.stderr
 
 
+NESTED = "def f(x, p): return x * p['w'] - p['b'][0]\ndef g(x, p): return x * p['w'] - 1.01 * p['b'][0]\n"
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("arguments", [None, ("p",)])
+def test_a_snippet_of_nested_inputs_runs(by_name, arguments, tmp_path):
+    (tmp_path / "nested.py").write_text(NESTED)
+    f, g = (load_function(f"{tmp_path / 'nested.py'}:{name}") for name in "fg")
+    parameters = {"w": np.linspace(1, 2, 4).reshape(2, 2), "b": [np.linspace(3, 4, 4).reshape(2, 2), None]}
+    x = np.linspace(-1, 1, 4).reshape(2, 2)
+    if arguments is not None:
+        arguments = arguments if by_name else (1,)
+    sides = torchp3.as_operator(f, arguments=arguments), jaxp3.as_operator(g, arguments=arguments)
+    report = parity.check(*sides, {"p": parameters, "x": x} if by_name else (x, parameters), only=["value", "vjp"])
+    snippets = [finding.snippet for check in report.failed for finding in check.findings]
+    assert all(snippets)
+    for snippet in snippets:
+        shows_what_it_says(snippet)
+
+
 def test_a_snippet_has_the_options_of_the_operator():
     port = torchp3.as_operator(leaky_relu, arguments=(0,), negative_slope=0.5)
     report = parity.check(jaxp3.as_operator(jax.nn.leaky_relu), port, np.array([-3.0, 4.0]), only=["value"])

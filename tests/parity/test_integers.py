@@ -118,11 +118,32 @@ def test_that_no_label_is_ignored_is_told(port):
     assert "add labels of which some are ignored" in report["power"].findings[0].explanation
 
 
+def test_labels_that_are_used_otherwise_as_well_need_not_be_ignored():
+    def margin_in_torch(logits, labels):
+        return torch.nn.functional.cross_entropy(logits - torch.nn.functional.one_hot(labels, 4).to(logits), labels)
+
+    def margin_in_jax(logits, labels):
+        return cross_entropy_that_ignores_nothing(logits - jax.nn.one_hot(labels, 4, dtype=logits.dtype), labels)
+
+    report = check(margin_in_torch, margin_in_jax, (LOGITS, LABELS), only="power")
+    assert report["power"].verdict == "passed"
+
+
 @pytest.mark.parametrize("dtype", [bool, np.int32])
 @pytest.mark.parametrize("port", [lambda x, m: x * x * m, lambda x, m: x * x], ids=["right", "forgotten"])
 def test_that_a_mask_is_true_everywhere_is_told(port, dtype):
     report = check(lambda x, m: x * x * m, port, (ROWS, np.ones_like(MASK, dtype)), only="power")
-    assert report["power"].note.endswith("not: mask forgotten")
+    assert "not: mask forgotten" in report["power"].note
+
+
+def test_that_a_mask_is_false_everywhere_is_told():
+    def advantages(x, done):
+        return x[:-1] + 0.9 * x[1:] * (1 - done[:-1, None])
+
+    inputs = ROWS, np.zeros(3, np.int32)
+    for port in (advantages, lambda x, done: x[:-1] + 0.9 * x[1:]):
+        report = check(advantages, port, inputs, only="power")
+        assert "mask of what is left out forgotten" in report["power"].note.partition("not: ")[2]
 
 
 def test_a_mask_that_is_false_somewhere_has_power():

@@ -1,6 +1,7 @@
 """Single precision inside, edges, refusals and rules that are no derivatives each have the verdict that they should."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -354,6 +355,38 @@ def test_inputs_that_must_stay_in_a_domain(name, only):
     assert only or report["power"].note.startswith("100 %")
 
 
+def rotation(q, stack):
+    w, x, y, z = (q[..., k] for k in range(4))
+    return stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1)
+
+
+def rotation_of_any_length(q):
+    w, x, y, z = (q[..., k] for k in range(4))
+    return jnp.stack([w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)], -1)
+
+
+QUATERNIONS = RANDOM.normal(size=(3, 4))
+
+
+def unit(q):
+    return q / np.linalg.norm(q, axis=-1, keepdims=True)
+
+
+@at_issue_or_all("value", "vjp", "jvp", "vjp of vjp", "jvp of jvp", "special values")
+def test_in_a_curved_domain_sides_may_differ_off_it(only):
+    in_torch = functools.partial(rotation, stack=torch.stack)
+    report = check(in_torch, rotation_of_any_length, QUATERNIONS, project=unit, only=only, **UNCOMPILED)
+    report.assert_ok()
+    assert report.case.bends
+    wrong = check(in_torch, lambda q: rotation_of_any_length(1.001 * q), QUATERNIONS, project=unit, only="vjp")
+    assert not wrong.ok
+
+
+def test_a_projection_leaves_what_is_in_the_domain():
+    with pytest.raises(InputError, match=r"^project changes inputs again after it is projected; give a function"):
+        check(torch.log, jnp.log, np.array([0.5, 2.0]), project=lambda x: np.abs(x) + 0.1, only="vjp")
+
+
 def test_a_wrong_gradient_in_a_domain_is_one():
     wrong = jax_rule(jnp.linalg.cholesky, lambda x, v: 1.01 * jax.vjp(jnp.linalg.cholesky, x)[1](v)[0])
     options = {"project": symmetrized, "only": ["vjp", "jvp of vjp"]}
@@ -406,3 +439,81 @@ def test_a_dtype_that_a_framework_says_it_does_not_take_is_refused():
     report = check(torch.matrix_exp, jax.scipy.linalg.expm, matrix, only="dtypes", dtypes=["float16", "float32"])
     report.assert_ok()
     assert "dtype=float16 is not supported" in str(report["dtypes"].refusals[0])
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, v):
+        (x,) = ctx.saved_tensors
+        return v * (x.abs() <= 1)
+
+
+def sign_in_jax(clipped):
+    return jax_rule(
+        lambda x: jnp.where(x >= 0, 1.0, -1.0).astype(x.dtype), lambda x, v: v * (jnp.abs(x) <= (1 if clipped else 9))
+    )
+
+
+@pytest.mark.slow
+def test_that_the_references_rule_does_not_run_in_a_mode_fails_no_port():
+    only = ["vjp", "rule", "compiled"]
+    report = check(Sign, sign_in_jax(True), LINE, surrogate=True, only=only)
+    report.assert_ok()
+    assert "the reference's rule does not run in torch.compile of torch.func" in report["rule"].note
+    port = parity.check(
+        jaxp3.as_operator(sign_in_jax(True)), torchp3.as_operator(Sign), LINE, surrogate=True, only=["rule", "compiled"]
+    )
+    assert [result.verdict for result in port.checks] == ["failed", "failed"]
+    assert not check(Sign, sign_in_jax(False), LINE, surrogate=True, only="vjp").ok
+
+
+def test_a_constant_in_float32_makes_derivatives_single_precision_as_well():
+    def in_torch(x, y):
+        return torch.nn.functional.cross_entropy(x - torch.nn.functional.one_hot(y, 3) * 0.3, y)
+
+    def in_jax(x, y):
+        chosen = jax.nn.one_hot(y, 3, dtype=x.dtype)
+        return -(chosen * jax.nn.log_softmax(x - chosen * 0.3)).sum(-1).mean()
+
+    inputs = (np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 2, 1, 1]))
+    report = check(in_torch, in_jax, inputs, only=["value", "vjp", "jvp", "vjp of vjp", "jvp of jvp"])
+    assert {result.verdict for result in report.checks} == {"single precision"}
+
+
+def test_numbers_that_differ_in_their_last_digits_are_shown_with_them():
+    report = check(torch.sin, lambda x: jnp.sin(x) * (1 + 1e-11), LINE, only="value")
+    got, expected = re.search(r": (\S+), expected (\S+);", str(report).replace("\n", " ")).groups()
+    assert got != expected
+
+
+def test_what_follows_from_a_value_is_not_told_again_for_other_labels():
+    def in_jax(logits, labels):
+        return -2 * jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+
+    inputs = (RANDOM.normal(size=(4, 3)), np.array([0, 2, 1, 1]))
+    report = check(torch.nn.functional.cross_entropy, in_jax, inputs, only=["value", "integers"])
+    assert len(report.causes) == 1
+    assert report.follows_from(report["integers"]) == "value"
+
+
+def test_what_a_side_raises_in_several_places_is_told_once():
+    class NoVmap(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            return x * y
+
+        @staticmethod
+        def backward(ctx, v):
+            return v, v
+
+    report = check(NoVmap, lambda x, y: x * y, (LINE, LINE), only="batched")
+    assert report["batched"].note.count("must override the setup_context") == 1
+    assert "other places)" in report["batched"].note

@@ -23,6 +23,7 @@ NO_TOLERANCES = {
     ("p3/parity/truth.py", "FIRST_STEP = 2.0**-4"): "the first step of finite differences",
     ("p3/parity/case.py", "NOISE_STEPS = (2.0**-22, 2.0**-16)"): "by how much inputs are moved, to see float32's noise",
     ("p3/parity/case.py", "SMOOTH_STEPS = (2.0**-18,"): "by how much inputs are moved, to see what is smooth",
+    ("p3/parity/case.py", "BEND_STEP = 2.0**-7"): "by how much inputs are moved, to see whether a domain is curved",
     ("p3/parity/truth.py", "FINE_STEPS = {EPSILON: 2.0**-20"): "the last step of finite differences",
     ("p3/parity/truth.py", "h = 2.0**-60 *"): "the complex step",
     ("torchp3/conventions.py", "EPSILONS = (1e-3,"): "the constants that porters add before they divide",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from p3.errors import InputError
 from p3.parity.case import Case, is_reliable
 from p3.parity.checks.identities import TWO_RULES, reference_has_two_rules
 from p3.parity.function import Arrays, at_precision, is_inexact, wide
@@ -13,9 +14,11 @@ from p3.parity.place import Place
 from p3.parity.quantity import PULLED, Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked
 from p3.parity.result import CheckResult, Finding, briefly, judged, refused
+from p3.parity.tree import written
 from p3.tolerance import NEARLY
 
 DOMAIN = "if inputs must stay {}, {} inside, or give project="
+NO_DERIVATIVE = "; if it has no derivative by some argument, name that in keys="
 SURROGATE = "both sides agree with each other: if the rule is not meant to be the derivative, say surrogate=True"
 
 
@@ -81,8 +84,9 @@ def hold(case: Case, quantity: Quantity) -> CheckResult:
         ports = [f for f in findings if f.is_wrong and (f.place.side == "port" or quantity.derivative.order < 2)]
         if crashed or ports or name in ("value", "vjp"):
             against = "the reference, which does not" if crashed else "its own framework"
+            advice = NO_DERIVATIVE if name == "vjp" and "reference" in refusals and len(case.arguments) > 1 else ""
             findings += [
-                Finding(Place(side, name), against, f"it raises {error.refusal.error}", refusal=error.refusal)
+                Finding(Place(side, name), against, f"it raises {error.refusal.error}{advice}", refusal=error.refusal)
                 for side, error in refusals.items()
             ]
             return judged(name, findings, "", [refusal.refusal for refusal in refusals.values()])
@@ -306,11 +310,20 @@ def snippet(case: Case, quantity: Quantity, operator: Recorded, k: int, mismatch
     lines = ["import numpy as np", *(["import ml_dtypes"] if mismatch.precision == "bfloat16" else []), ""]
     lines.append(operator.program)
     for group_name, group in zip(names, groups, strict=True):
-        arrays = ", ".join(
+        arrays = [
             f"np.array({text_of((wide(x) if is_inexact(x) else x).tolist())}, '{x.dtype}')"
             for x in at_precision(group, mismatch.precision)
-        )
-        lines.append(f"{group_name} = ({arrays},)")
+        ]
+        if group_name == "inputs" and not case.structure.is_plain:
+            try:
+                given = written(case.structure.tree, arrays)
+            except InputError:
+                return ""
+            lines.insert(1, "from p3.parity.tree import take_apart")
+            lines.append(f"inputs, structure = take_apart({given}, lambda path, x: x)")
+            lines.append("operator = operator.of(structure)")
+        else:
+            lines.append(f"{group_name} = ({', '.join(arrays)},)")
     element = f"{list(index[1:])}" if len(index) > 1 else ""
     lines.append(f"print(operator.{quantity.derivative.method}({', '.join(names)})[{k}]{element})")
     return "\n".join([*lines, f"# {got!r}, and {expected!r} was expected"])

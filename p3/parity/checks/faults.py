@@ -151,6 +151,13 @@ def unmasked(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays |
     return operator.vjp(tuple(np.ones_like(x) if is_mask(x) else x for x in inputs), cotangents)
 
 
+def masked_out(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays | None:
+    """The gradient where all of a mask is false, or 0, as without a mask of what is left out."""
+    if not any(map(is_mask, inputs)):
+        return None
+    return operator.vjp(tuple(np.zeros_like(x) if is_mask(x) else x for x in inputs), cotangents)
+
+
 def is_mask(x: np.ndarray) -> bool:
     """Whether x has truth values, or the whole numbers 0 and 1 alone."""
     return x.dtype.kind == "b" or (x.dtype.kind in "iu" and x.ndim > 0 and bool(np.isin(x, (0, 1)).all()))
@@ -196,6 +203,7 @@ FAULTS = (
     Fault("set for add", set_not_added, "indices of which some are equal"),
     IGNORED_COUNTS,
     Fault("mask forgotten", unmasked, "a mask that is false, or 0, somewhere"),
+    Fault("mask of what is left out forgotten", masked_out, "a mask that is true, or 1, somewhere"),
     Fault("NaN at one point", each(nan_at_one_point), "a point at least"),
     Fault(
         "off by one element",
@@ -327,7 +335,7 @@ def others(x: np.ndarray, fault: Fault, random: np.random.Generator) -> np.ndarr
         return np.full_like(x, x.ravel()[0])
     if fault.rule is ignored_counted and x.dtype.kind == "i" and x.ndim and x.size and (x >= 0).all():
         return np.asarray(np.where(np.arange(x.size).reshape(x.shape) == 0, IGNORED, x))
-    if fault.rule is unmasked and is_mask(x):
+    if fault.rule in (unmasked, masked_out) and is_mask(x):
         return np.asarray(random.permutation(np.arange(x.size) % 2 == 0).reshape(x.shape)).astype(x.dtype)
     return x
 
@@ -343,7 +351,7 @@ def power(case: Case) -> CheckResult:
     if not vjp(case).is_right:
         return CheckResult("power", "not applicable", "neither side's vjp is right")
     first, second = case.quantity("vjp"), case.quantity("vjp of vjp")
-    quantities = [first, second] if vjp_of_vjp(case).is_right else [first]
+    quantities = [first, second] if vjp_of_vjp(case).is_right and not case.bends else [first]
     passed = [check for check in NOTICING if check(case).is_right]
     noticed: list[str] = []
     findings: list[Finding] = []
@@ -442,7 +450,14 @@ def ignores(case: Case) -> bool:
     """Whether the reference ignores negative labels: given ones, or others that its loss would ignore."""
     if any(x.dtype.kind == "i" and x.ndim > 0 and bool((x < 0).any()) for x in case.inputs):
         return True
-    return case.reference.ignores_labels(case.inputs)
+    if not case.reference.ignores_labels(case.inputs):
+        return False
+    labels = tuple(others(x, IGNORED_COUNTS, case.random()) if x.dtype.kind == "i" else x for x in case.inputs)
+    try:
+        case.reference.value(labels)
+    except RefusalError:  # it does something else with the labels as well
+        return False
+    return True
 
 
 def is_plantable(case: Case, fault: Fault) -> bool:

@@ -15,7 +15,7 @@ from p3.parity.mismatch import Mismatch, Pair
 from p3.parity.place import Place
 from p3.parity.quantity import Quantity
 from p3.parity.recorded import Recorded, RefusalError, asked
-from p3.parity.result import CheckResult, Finding, Refusal, judged, refused
+from p3.parity.result import CheckResult, Finding, Refusal, digits, judged, refused
 from p3.tolerance import FAR_END
 
 FIRST = ("value", "vjp", "jvp")
@@ -67,9 +67,12 @@ def special_values(case: Case) -> CheckResult:
     refusals: list[Refusal] = []
     seen: set[tuple[str, tuple[int, ...]]] = set()
     first = tuple(name for name in FIRST if name != "jvp" or not reference_has_two_rules(case))
+    names = (*first, SECOND)
+    if case.project is not None:  # a tangent is along a domain only as exactly as finite differences are
+        first = names = ("value", "vjp")
     for precision in PRECISIONS:
         for special in specials(case, precision):
-            for finding in differences(case, special, precision, (*first, SECOND), refusals):
+            for finding in differences(case, special, precision, names, refusals):
                 element = finding.mismatch.element if finding.mismatch and case.elementwise else ()
                 place = (repr(finding.place), element)  # since NaN is not equal to itself
                 if place not in seen:  # in the other precision
@@ -77,7 +80,7 @@ def special_values(case: Case) -> CheckResult:
                 seen.add(place)
         for position in case.arguments if not case.elementwise else ():
             for factor in EXTREMES:
-                findings += differences_at_extremes(case, position, precision, factor)
+                findings += differences_at_extremes(case, position, precision, factor, first)
     if refusals and not findings:
         return refused("special values", refusals)
     places = [f"{x:.6g}" for x in numbers(case, "float32")] + list(case.awkward)
@@ -138,7 +141,9 @@ def special_of(**fields: Any) -> Place:
     return Place("", "", **fields)
 
 
-def differences_at_extremes(case: Case, position: int, precision: str, factor: float) -> Iterator[Finding]:
+def differences_at_extremes(
+    case: Case, position: int, precision: str, factor: float, names: tuple[str, ...]
+) -> Iterator[Finding]:
     """
     Where an argument times a factor gives infinities or NaN on one side alone.
 
@@ -148,7 +153,7 @@ def differences_at_extremes(case: Case, position: int, precision: str, factor: f
     scaled = np.asarray(factor * case.inputs[position])
     inputs = case.within((*case.inputs[:position], scaled, *case.inputs[position + 1 :]))
     special = Special(inputs, special_of(special=f"times {factor:g}", of=case.structure.paths[position]), position)
-    for finding in differences(case, special, precision, FIRST, []):
+    for finding in differences(case, special, precision, names, []):
         m = finding.mismatch
         if m is not None and np.isfinite(m.expected) and not np.isfinite(m.got):
             yield finding
@@ -236,7 +241,8 @@ def compared(
         if name == SECOND:
             ignored |= ~chosen
         for mismatch in apart(case, quantity, k, Pair(np.where(ignored, b, a), b, size), precision):
-            text = f"it is {mismatch.got:.9g}, and the reference's {mismatch.expected:.9g}"
+            ends = mismatch.got, mismatch.expected
+            text = f"it is {digits(*ends)}, and the reference's {digits(*ends[::-1])}"
             if np.isnan(mismatch.got) != np.isnan(mismatch.expected):
                 text += ": NaN on one side alone"
             truth = None if true is None else true[k][mismatch.element].item()
