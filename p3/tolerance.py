@@ -181,13 +181,6 @@ JUMP = Threshold(
     "a result that changes by more when its inputs move by 2⁻⁵⁰ of themselves has a jump there, which is no rounding",
 )
 
-DRAWN_JUMP = Threshold(
-    2.0**10,
-    "the largest change in the draw where that is least, or the largest element if that is more",
-    "what a result changes by rounding is about as large in every draw; a number that is rounded to float32 inside "
-    "changes in some draws alone, by 2²⁶ times as much",
-)
-
 COMPLEX_STEP = Threshold(
     2.0**-60,
     "the largest derivative",

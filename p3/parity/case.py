@@ -19,7 +19,6 @@ from p3.parity.tree import Structure, is_of, leaves, take_apart
 from p3.parity.truth import Truth
 from p3.tolerance import (
     COMPLEX_STEP,
-    DRAWN_JUMP,
     FLOOR,
     JOINT,
     JUMP,
@@ -282,12 +281,19 @@ class Case:
             for by in DRAWS * MOVES:
                 moved = self.moved(quantity, random, by).of(operator)
                 moves[by].append(tuple(np.abs(wide(a) - b) / by for a, b in zip(moved, still, strict=True)))
+            least_jumps = [JUMP.value / ROUNDING * greatest(np.abs(y)) for y in still]
+            small = moves[ROUNDING]
+            if not self.elementwise:  # a draw in which one element jumps says nothing of the others
+                small = [
+                    move
+                    for move in small
+                    if all(greatest(change) <= least for change, least in zip(move, least_jumps, strict=True))
+                ] or small
             changed = []
-            for k, y in enumerate(still):
-                large, small = ([move[k] for move in moves[by]] for by in MOVES)
-                rounded_alone = without_jumps(small, max(greatest(np.abs(y)), *map(greatest, large)))
-                kept = [np.where(c * ROUNDING <= JUMP.value * greatest(np.abs(y)), c, 0) for c in rounded_alone]
-                changed.append(np.nan_to_num(np.max([*large, *kept], axis=0), posinf=0.0))
+            for k, least in enumerate(least_jumps):
+                rounded_alone = [np.where(move[k] <= least, move[k], 0) for move in small]
+                largest_change = np.max([*(move[k] for move in moves[MOVES[0]]), *rounded_alone], axis=0)
+                changed.append(np.nan_to_num(largest_change, posinf=0.0))
             # Near the end of the numbers the sum of both overflows.
             sizes = [
                 np.where(np.isfinite(np.abs(y) + change), np.abs(y) + change, np.abs(y))
@@ -755,16 +761,6 @@ def is_reliable(known: Truth, value: np.ndarray, error: np.ndarray, size: np.nda
 def greatest(size: np.ndarray) -> float:
     """The largest that is finite."""
     return float(size[np.isfinite(size)].max(initial=0.0))
-
-
-def without_jumps(changes: list[np.ndarray], size: float) -> list[np.ndarray]:
-    """
-    The changes of a result by rounding, without those in which it jumps.
-
-    A number that is rounded to float32 inside jumps in some draws and stays in others; a size tells what is no jump.
-    """
-    most = DRAWN_JUMP.value * max(size, min(map(greatest, changes)))
-    return [change for change in changes if greatest(change) <= most]
 
 
 def typical(size: np.ndarray) -> float:
