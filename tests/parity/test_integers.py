@@ -136,6 +136,12 @@ def test_that_a_mask_is_true_everywhere_is_told(port, dtype):
     assert "not: mask forgotten" in report["power"].note
 
 
+@pytest.mark.parametrize("flag", [np.array(False), np.array([0]), np.array([True])])
+def test_one_number_is_no_mask(flag):
+    report = check(lambda x, m: x * x * (1 + m), lambda x, m: x * x * (1 + m), (ROWS, flag), only="power")
+    assert report["power"].verdict == "passed"
+
+
 def test_that_a_mask_is_false_everywhere_is_told():
     def advantages(x, done):
         return x[:-1] + 0.9 * x[1:] * (1 - done[:-1, None])

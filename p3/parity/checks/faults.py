@@ -159,8 +159,8 @@ def masked_out(operator: Function, inputs: Arrays, cotangents: Arrays) -> Arrays
 
 
 def is_mask(x: np.ndarray) -> bool:
-    """Whether x has truth values, or the whole numbers 0 and 1 alone."""
-    return x.dtype.kind == "b" or (x.dtype.kind in "iu" and x.ndim > 0 and bool(np.isin(x, (0, 1)).all()))
+    """Whether x has truth values, or the whole numbers 0 and 1 alone; one number is a flag or a label, and no mask."""
+    return x.size > 1 and (x.dtype.kind == "b" or (x.dtype.kind in "iu" and bool(np.isin(x, (0, 1)).all())))
 
 
 def nan_at_one_point(g: np.ndarray) -> np.ndarray | None:
