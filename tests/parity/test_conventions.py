@@ -246,12 +246,6 @@ HIDDEN = {
         np.linspace(0.1, 2, 5),
         "leaky_relu has negative_slope=0.1",
     ),
-    "a symmetric weight": (
-        functional.linear,
-        lambda x, weight: x @ weight.T,
-        (ROWS, SQUARE + SQUARE.T),
-        "the weight is transposed",
-    ),
     "small errors alone": (
         functional.huber_loss,
         lambda x, y: jnp.where(abs(x - y) < 1, (x - y) ** 2 / 2, abs(x - y) - 0.5).mean(),
@@ -273,6 +267,12 @@ def test_a_convention_that_the_inputs_do_not_show_is_named_with_what_to_do(name)
 SHOWN = {
     "every element has a special number": (functional.leaky_relu, jax.nn.leaky_relu, np.linspace(0.1, 2, 5)),
     "a weight that is not symmetric": (functional.linear, lambda x, weight: x @ weight.T, (ROWS, SQUARE)),
+    "a symmetric weight, whose gradient is not": (
+        functional.linear,
+        lambda x, weight: x @ weight.T,
+        (ROWS, SQUARE + SQUARE.T),
+    ),
+    "a sum that is 0": (torch.sum, jnp.sum, np.linspace(-3, 3, 7)),
     "an epsilon in large numbers": (
         lambda x: functional.layer_norm(x, (8,)),
         lambda x: layer_norm(x, 1e-5),

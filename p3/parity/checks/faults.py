@@ -8,7 +8,7 @@ import numpy as np
 
 from p3.parity.case import Case, greatest
 from p3.parity.checks.derivatives import vjp, vjp_of_vjp
-from p3.parity.checks.domain import dtypes, low_precision
+from p3.parity.checks.domain import BESIDE, dtypes, low_precision
 from p3.parity.checks.integers import integers, is_permutation
 from p3.parity.checks.special import specials
 from p3.parity.function import Arrays, Function, at_precision, is_inexact, wide
@@ -391,9 +391,11 @@ def conventions(case: Case) -> tuple[list[str], list[str]]:
     hidden: list[str] = []
     for _, operator in case.sides:
         seen = differing(operator, case.inputs, SHOWN)
-        if case.elementwise and not all(seen.values()):  # the special values are checked as well
-            for special in specials(case, "float64"):
-                seen |= {text: True for text, differs in differing(operator, special.inputs, SHOWN).items() if differs}
+        if not all(seen.values()):  # derivatives show what a value near by does, and the special values are checked
+            others = [case.moved(case.quantity("value"), case.random(), BESIDE).groups[0]]
+            others += [special.inputs for special in specials(case, "float64")] if case.elementwise else []
+            for inputs in others:
+                seen |= {text: True for text, differs in differing(operator, inputs, SHOWN).items() if differs}
         shown += [text for text, differs in seen.items() if differs]
         if not all(seen.values()):
             elsewhere = differing(operator, randomly(case, case.random(), (-2.0, 2.0)), CONVENTION)
