@@ -1,0 +1,1 @@
+"""Tests of whole models: parameters matched, layers compared, causes named."""
