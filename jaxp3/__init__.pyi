@@ -6,5 +6,7 @@ from .fitting import observe as observe
 from .fitting import predict as predict
 from .fitting import replay as replay
 from .function import as_operator as as_operator
+from .module import as_module as as_module
 from .operator import legendre_p3 as legendre_p3
 from .operator import legendre_p3_custom_jvp as legendre_p3_custom_jvp
+from .tap import tap as tap

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # some of these import this module, which itself needs none o
     from p3.fitting.starts import StartsProgress, StartsResult
     from p3.fitting.training import Observation, Progress
     from p3.parity.function import Function
+    from p3.parity.module import Module
 
 BackendName = Literal["torch", "jax"]
 Made = TypeVar("Made")
@@ -103,6 +104,12 @@ class Backend(Protocol):
 
     def as_operator(self, f: Any, *, arguments: tuple[int | str, ...] | None = None, **static: Any) -> Function:
         """Make an operator of a function of the framework's arrays, for `p3.parity.check`."""
+
+    def as_module(self, model: Any) -> Module:
+        """Make a model of one of the framework's, for `p3.check_model`."""
+
+    def tap(self, name: str, x: Any) -> Any:
+        """Name what a layer returns, in a model that has functions in place of modules."""
 
 
 def load(name: BackendName) -> Backend:

@@ -367,6 +367,31 @@ SINGLE_ELEMENT = Threshold(
     "about 8 epsilons of float32, so that float32 inside a float64 function counts as no difference of an element",
 )
 
+LIKELY = Threshold(
+    2.0**-10,
+    "the largest element of the reference's array",
+    "an array of the port with its axes in another order is nearer than this in that order alone",
+)
+
+EXPLAINED = Threshold(
+    2.0**-8,
+    "the largest difference of two arrays",
+    "what is left of a difference by a convention that is its cause; by another value of the same argument it is more",
+)
+
+FEW = Threshold(
+    8,
+    "what is left of a difference, or what it was before",
+    "where single precision inside leaves more than EXPLAINED, a cause still leaves much less than the difference; and "
+    "a difference that grows by less has not become another one",
+)
+
+HALF_INSIDE = Threshold(
+    2.0**-6,
+    "the size that PARITY names, in epsilons of bfloat16",
+    "rounding something inside to bfloat16 or float16 makes a difference that is larger",
+)
+
 CENTRAL_DIFFERENCE = Threshold(
     1e-7,
     "the sum over the points of the terms' sizes",

@@ -122,42 +122,80 @@ def largest(epsilons: np.ndarray) -> float:
     return float(finite.max()) if finite.size else 0.0
 
 
-def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> Mismatch | None:
+class Measure(NamedTuple):
     """
-    The precision ladder: the worst difference over the precisions that the pairs are in, or None within the tolerance.
+    How far two arrays are apart in one precision.
+
+    Attributes
+    ----------
+    largest : the largest finite difference, in epsilons of the size
+    limit : how many are no difference
+    beyond : how many elements are beyond the limit
+    element, got, expected, epsilons : the worst of these, where there is one
+    """
+
+    largest: float
+    limit: float
+    beyond: int = 0
+    element: tuple[int, ...] = ()
+    got: complex | float = 0.0
+    expected: complex | float = 0.0
+    epsilons: float = 0.0
+
+
+def measure(pair: Pair, precision: str) -> Measure:
+    """How far a pair is apart."""
+    measured = pair.epsilons(precision)
+    beyond = measured > pair.limits(precision)
+    found = Measure(largest(measured), pair.limit(precision))
+    if not beyond.any():
+        return found
+    epsilons = np.where(beyond, measured, -1.0)
+    index = np.unravel_index(int(np.argmax(epsilons)), epsilons.shape)
+    return found._replace(
+        beyond=int(beyond.sum()),
+        element=tuple(int(i) for i in index),
+        got=wide(pair.got)[index].item(),
+        expected=wide(pair.expected)[index].item(),
+        epsilons=float(epsilons[index]),
+    )
+
+
+def climb(pairs: Mapping[str, Pair], own: float = 0.0, shared: float = 0.0) -> Mismatch | None:
+    """The precision ladder of pairs; as `judge`."""
+    return judge({precision: measure(pair, precision) for precision, pair in pairs.items()}, own, shared)
+
+
+def judge(measures: Mapping[str, Measure], own: float = 0.0, shared: float = 0.0) -> Mismatch | None:
+    """
+    The precision ladder: the worst difference over the precisions that were measured, or None within the tolerance.
 
     A difference beyond the tolerance is rounding if in epsilons it is no more than `LADDER` times what it is in another
     precision. With one precision alone nothing tells, and it counts as semantic.
 
     Two sides that round alike are equal in float32 by luck, so that their own rounding there counts too: `own`, by how
     many of float32's epsilons a side is off its own float64 answer, which tells also where the pairs are in float64
-    alone; and `shared`, by how many both are, which excuses
-    such a difference in float32 too.
+    alone; and `shared`, by how many both are, which excuses such a difference in float32 too.
     """
-    measured = {precision: pair.epsilons(precision) for precision, pair in pairs.items()}
-    ladder = {precision: largest(epsilons) for precision, epsilons in measured.items()}
+    ladder = {precision: found.largest for precision, found in measures.items()}
     if own:
         ladder["float32"] = max(ladder.get("float32", 0.0), own)
     worst: Mismatch | None = None
-    for precision, pair in pairs.items():
-        beyond = measured[precision] > pair.limits(precision)
-        if not beyond.any():
+    for precision, measured in measures.items():
+        if not measured.beyond:
             continue
         others = [other for name, other in ladder.items() if name != precision]
         others += [shared] if others and precision == "float32" else []
-        limit = pair.limit(precision)
-        bound = LADDER.epsilons * max(limit, *others) if others else limit
-        epsilons = np.where(beyond, measured[precision], -1.0)
-        index = np.unravel_index(int(np.argmax(epsilons)), epsilons.shape)
+        bound = LADDER.epsilons * max(measured.limit, *others) if others else measured.limit
         found = Mismatch(
-            kind="semantic" if epsilons[index] > bound else "rounding",
+            kind="semantic" if measured.epsilons > bound else "rounding",
             precision=precision,
-            element=tuple(int(i) for i in index),
-            got=wide(pair.got)[index].item(),
-            expected=wide(pair.expected)[index].item(),
-            epsilons=float(epsilons[index]),
-            tolerance=limit,
-            beyond=int(beyond.sum()),
+            element=measured.element,
+            got=measured.got,
+            expected=measured.expected,
+            epsilons=measured.epsilons,
+            tolerance=measured.limit,
+            beyond=measured.beyond,
             ladder=ladder,
         )
         if worst is None or (found.kind == "semantic") > (worst.kind == "semantic"):

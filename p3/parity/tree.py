@@ -75,8 +75,7 @@ def mapped(f: Callable[[str, Any], Any], tree: Any, path: str) -> Any:
     if isinstance(tree, Mapping):
         # In the order of the keys, so that it does not matter in which they were put there.
         done = {key: mapped(f, tree[key], f"{path}[{quoted(key)}]") for key in sorted(tree, key=sorting)}
-        items = {key: done[key] for key in tree}
-        return items if type(tree) is dict else type(tree)(items)  # type: ignore[call-arg]
+        return made_like(tree, {key: done[key] for key in tree})
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(mapped(f, getattr(tree, name), f"{path}.{name}") for name in tree._fields))
     if isinstance(tree, list | tuple):
@@ -85,6 +84,13 @@ def mapped(f: Callable[[str, Any], Any], tree: Any, path: str) -> Any:
         named = [field.name for field in fields(tree) if field.init]
         return replace(tree, **{name: mapped(f, getattr(tree, name), f"{path}.{name}") for name in named})
     return f(path, tree)
+
+
+def made_like(tree: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the type of another one; of a dataclass that is a mapping, its fields are the items."""
+    if type(tree) is dict:
+        return items
+    return type(tree)(**items) if is_dataclass(tree) else type(tree)(items)  # type: ignore[call-arg]
 
 
 def written(tree: Any, arrays: Sequence[str]) -> str:

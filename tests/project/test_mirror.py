@@ -95,6 +95,24 @@ ONLY_IN = {
     ("jaxp3", "make_devices"): "a process of PyTorch's has one",
     ("jaxp3", "meet"): "what PyTorch's collectives do that give up after a time; JAX's wait for ever",
     ("jaxp3", "leave"): "JAX waits for the others where a process fails, and aborts it; PyTorch raises",
+    ("torchp3", "Replaceable"): "an autograd.Function is a class; a custom_vjp is the function itself",
+    ("jaxp3", "replaceable"): "a class, Replaceable, in PyTorch",
+    ("jaxp3", "shown"): "an operation that sees a whole batch; PyTorch's functions see whole batches anyway",
+    ("jaxp3", "run_now"): "what the operation does",
+    ("jaxp3", "shapes_of_result"): "what it returns",
+    ("jaxp3", "run_batch"): "what it does under vmap",
+    ("torchp3", "DROPOUTS"): "what draws masks in PyTorch; in JAX it is bernoulli",
+    ("torchp3", "MasksSeen"): "a TorchFunctionMode sees the calls of PyTorch's functions",
+    ("jaxp3", "DRAWING"): "the lock of DRAWERS",
+    ("jaxp3", "DRAWERS"): "JAX has no such mode, and bernoulli is replaced while a tape sees what it draws",
+    ("jaxp3", "BERNOULLI"): "what it is replaced by afterwards",
+    ("jaxp3", "bernoulli"): "what it is replaced by",
+    ("torchp3", "ArrayModule.conventions"): "runs it by the conventions of conventions.py",
+    ("torchp3", "watch"): "a module has hooks; the libraries that JAX has are watched in libraries.py",
+    ("jaxp3", "ArrayModule.ways"): "a torch.nn.Module takes batches; equinox's layers take one example",
+    ("jaxp3", "made"): "JAX's arrays are made anew; PyTorch's are written into",
+    ("jaxp3", "numpy_of"): "PyTorch's arrays are copied, since modules change them",
+    ("torchp3", "SEED"): "PyTorch's random state is set; in JAX it is in libraries.py",
 }
 # Files that only one package has, with the reason.
 FILES_ONLY_IN = {
@@ -103,6 +121,7 @@ FILES_ONLY_IN = {
         "torchp3",
         "conventions",
     ): "a TorchFunctionMode sees the calls of PyTorch's functions; JAX's are traced to operations",
+    ("jaxp3", "libraries"): "JAX has several libraries of layers, and PyTorch has one",
     ("torchp3", "data_parallel"): "DistributedDataParallel takes a module, and each rank has a thread here",
     ("jaxp3", "sharding"): "jax.shard_map is a transform of a function, and one process has several devices",
 }
@@ -111,6 +130,8 @@ DIFFERS = {
     "ArrayFunction.scaled_rules": "PyTorch's rules are found in the graph of some inputs, JAX's as they are called",
     "scalable": "PyTorch's rules are replaced one by one; JAX's are scaled where they are called",
     "multiplied": "the rules of an autograd.Function are static methods",
+    "ArrayModule.model": "a torch.nn.Module, or a model of one of JAX's libraries",
+    "ArrayModule.is_torch": "which of the two it is",
     "clip": "torch.optim's rules take lists; optax's take any tree",
 }
 # PyTorch's words in names and annotations, and JAX's for the same.

@@ -1,0 +1,51 @@
+"""What dropouts keep, which a tape sees, and may replace by what another model has kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxp3.tap import TAPE, shown
+from p3.parity.tape import Mask, Tape
+
+DRAWING = RLock()  # of DRAWERS
+DRAWERS: list[Tape] = []  # that see masks in some thread
+BERNOULLI = jax.random.bernoulli
+
+
+@contextmanager
+def masks_seen(tape: Tape | None) -> Iterator[None]:
+    """While it lasts, a tape sees what dropouts keep in this thread."""
+    if tape is None:
+        yield
+        return
+    with DRAWING:
+        DRAWERS.append(tape)
+        jax.random.bernoulli = bernoulli  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        with DRAWING:
+            DRAWERS.remove(tape)
+            if not DRAWERS:
+                jax.random.bernoulli = BERNOULLI
+
+
+def bernoulli(key: Array, p: Any = 0.5, *args: Any, **kwargs: Any) -> Array:
+    """`jax.random.bernoulli`, or the mask that the tape of this thread has."""
+    mask = BERNOULLI(key, p, *args, **kwargs)
+    tape = TAPE.get()
+    if tape is None or isinstance(p, jax.core.Tracer) or np.ndim(p):
+        return mask
+    probability = float(p)
+
+    def see(mask: np.ndarray) -> tuple[np.ndarray, int]:
+        value = tape.drawn(Mask(mask, probability))
+        return mask if value is None else value, 0
+
+    drawn: Array = shown.bind(mask, see=see)[0]
+    return drawn

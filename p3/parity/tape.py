@@ -1,0 +1,182 @@
+"""What passes between the layers of a model: recorded, and replaced by what another model had there."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from p3.parity.tree import made_like
+
+Role = Literal["input", "output"]
+
+
+class Point(NamedTuple):
+    """
+    An array that a layer receives or returns.
+
+    Attributes
+    ----------
+    layer : the path of the layer
+    role : whether the layer receives it or returns it
+    number : its number among the arrays that the layer receives or returns, in order
+    """
+
+    layer: str
+    role: Role
+    number: int
+
+
+class Event(NamedTuple):
+    """A point, in one of the calls of its layer, which are counted from 0."""
+
+    point: Point
+    call: int
+
+
+class Mask(NamedTuple):
+    """
+    What a dropout keeps.
+
+    Attributes
+    ----------
+    kept : true where an element is kept
+    probability : that it is
+    """
+
+    kept: np.ndarray
+    probability: float
+
+
+class Tape(ABC):
+    """
+    What a framework tells of each array at a point while a model runs, and what it continues with.
+
+    Calls are counted when arrays arrive, and not when Python code runs, since JAX may run a layer's code only to trace
+    it. A layer that runs again in the backward pass, as under `jax.checkpoint`, is not another call.
+
+    Attributes
+    ----------
+    kinds : the class of each layer, by its path
+    is_backward : whether the backward pass runs
+    masks : what dropouts have kept, in order
+    """
+
+    def __init__(self) -> None:
+        """Nothing has run."""
+        self.kinds: dict[str, str] = {}
+        self.is_backward = False
+        self.masks: list[Mask] = []
+        self._calls: Counter[Point] = Counter()
+        self._again: Counter[Point] = Counter()
+
+    def meet(self, layer: str, kind: str) -> bool:
+        """Note a layer's class when it is called; the result is whether its arrays are wanted."""
+        self.kinds[layer] = kind
+        return self.wants(layer)
+
+    def wants(self, layer: str) -> bool:
+        """Whether the arrays of a layer are wanted."""
+        return True
+
+    def forward(self, point: Point, x: np.ndarray) -> tuple[np.ndarray | None, int]:
+        """What the model continues with in place of x, or None for x itself; and the number of the call."""
+        if self.is_backward:  # the last call is run again first
+            calls = max(self._calls[point], 1)
+            call = calls - 1 - self._again[point] % calls
+            self._again[point] += 1
+        else:
+            call = self._calls[point]
+            self._calls[point] += 1
+        return self.value(Event(point, call), x), call
+
+    def backward(self, point: Point, call: int, cotangent: np.ndarray) -> np.ndarray | None:
+        """What the backward pass continues with in place of a cotangent, or None for the cotangent itself."""
+        return self.cotangent(Event(point, call), cotangent)
+
+    def drawn(self, mask: Mask) -> np.ndarray | None:
+        """What the model drops by in place of a random mask that is true with a probability, or None for the mask."""
+        self.masks.append(mask)
+        return None
+
+    @abstractmethod
+    def value(self, event: Event, x: np.ndarray) -> np.ndarray | None:
+        """As `forward`, of an event."""
+
+    @abstractmethod
+    def cotangent(self, event: Event, cotangent: np.ndarray) -> np.ndarray | None:
+        """As `backward`, of an event."""
+
+
+class Shapes(Tape):
+    """The shape and dtype of each array, in the order in which they come."""
+
+    def __init__(self) -> None:
+        """Nothing has run."""
+        super().__init__()
+        self.shapes: dict[Event, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+
+    def value(self, event: Event, x: np.ndarray) -> None:
+        """Note the shape and the dtype."""
+        self.shapes[event] = (x.shape, x.dtype)
+
+    def cotangent(self, event: Event, cotangent: np.ndarray) -> None:
+        """Nothing is noted of cotangents."""
+
+
+class Recording(Tape):
+    """
+    The values and cotangents at the layers that are wanted.
+
+    Attributes
+    ----------
+    layers : those that are wanted
+    values, cotangents : copies of the arrays
+    """
+
+    def __init__(self, layers: frozenset[str]) -> None:
+        """Nothing has run."""
+        super().__init__()
+        self.layers = layers
+        self.values: dict[Event, np.ndarray] = {}
+        self.cotangents: dict[Event, np.ndarray] = {}
+
+    def wants(self, layer: str) -> bool:
+        """Whether it is one of `layers`."""
+        return layer in self.layers
+
+    def value(self, event: Event, x: np.ndarray) -> None:
+        """Keep a copy."""
+        if not self.is_backward:
+            self.values[event] = np.array(x)
+
+    def cotangent(self, event: Event, cotangent: np.ndarray) -> None:
+        """Keep a copy."""
+        self.cotangents[event] = np.array(cotangent)
+
+
+def arrays_mapped(f: Callable[[int, Any], Any], tree: Any, is_array: Callable[[Any], bool]) -> Any:
+    """
+    The same nested dicts, lists and tuples, with f(number, array) for each array.
+
+    An array that is there several times, as query, key and value, is one, so that it has one cotangent. Whatever else
+    there is stays as it is, such as a module or a random state that a layer is called with.
+    """
+    done: dict[int, Any] = {}
+
+    def of(node: Any) -> Any:
+        if is_array(node):
+            if id(node) not in done:
+                done[id(node)] = f(len(done), node)
+            return done[id(node)]
+        if isinstance(node, Mapping):
+            items = {key: of(item) for key, item in node.items()}
+            return made_like(node, items)
+        if isinstance(node, tuple) and hasattr(node, "_fields"):
+            return type(node)(*map(of, node))
+        if type(node) in (list, tuple):
+            return type(node)(map(of, node))
+        return node
+
+    return of(tree)
