@@ -8,7 +8,10 @@ from .fitting.result import FitResult as FitResult
 from .fitting.spec import TrainingSpec as TrainingSpec
 from .parity.difference import Difference as Difference
 from .parity.frameworks import check as check
+from .parity.frameworks import check_model as check_model
+from .parity.frameworks import convert as convert
 from .parity.frameworks import parity_test as parity_test
+from .parity.model_report import ModelReport as ModelReport
 from .parity.report import ParityReport as ParityReport
 
 __version__: str

@@ -15,12 +15,13 @@ from p3.errors import last_words
 def p3_command() -> click.Group:
     """`p3` and its subcommands."""
     from p3.commands.check import check_command
+    from p3.commands.check_model import check_model_command
     from p3.commands.compare import compare_command
     from p3.commands.explain import explain_command
 
     return click.Group(
         "p3",
-        commands=[compare_command(), explain_command(), check_command()],
+        commands=[compare_command(), explain_command(), check_command(), check_model_command()],
         help="Check a port of an operator between PyTorch and JAX, and compare fits made with both.",
     )
 

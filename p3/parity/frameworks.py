@@ -1,7 +1,7 @@
-"""`p3.check` and `p3.parity_test`: functions of the frameworks themselves, by the frameworks' names."""
+"""`p3.check`, `p3.check_model`, `p3.parity_test`: functions and models, by the names of their frameworks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -10,6 +10,11 @@ from p3.errors import InputError, UncallableError
 from p3.parity import checker, testing
 from p3.parity.case import Case, Options, make_inputs
 from p3.parity.function import Function
+from p3.parity.match import Match
+from p3.parity.match import match as match_of
+from p3.parity.model_checker import check_model as check_models
+from p3.parity.model_report import ModelReport
+from p3.parity.module import Module
 from p3.parity.process import changes
 from p3.parity.report import ParityReport
 
@@ -85,6 +90,118 @@ def check(**sides_and_options: Any) -> ParityReport:
 check.__signature__ = shown("torch", "jax", "inputs", only=None, progress=None)  # type: ignore[attr-defined]
 
 
+def check_model(
+    *,
+    inputs: object,
+    match: Mapping[str, Any] | Match | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+    **sides: Any,
+) -> ModelReport:
+    """
+    Say whether a model is a right port of another one, and name the first layer that differs, and why.
+
+    Parameters of both are matched, and those of the reference are put into a copy of the port. Then each layer of the
+    port runs on what the reference's layer received, forward and backward, in float64 and in float32, so that each
+    cause is named once; and both models run from end to end. Neither model is changed.
+
+    Parameters
+    ----------
+    torch, jax : the two models; the one that is named first is the reference. torch is a `torch.nn.Module`; jax is a
+        `flax.nnx.Module`, an `equinox.Module`, an equinox module and its state as a pair, (linen module, variables) or
+        (linen module, variables, keywords), or (function, parameters) called as function(parameters, *inputs)
+    inputs : an array, a tuple of arguments by position, or a dict of arguments by name, in the reference's layout
+    match : corrections of the match of parameters, as {"fc.weight": "dense.kernel"} or {"fc.weight": ("dense.kernel",
+        "o i -> i o")}, from PyTorch's path to the JAX path; or the `match` of an earlier report
+    seed : of the random cotangents of the outputs
+    progress : called as progress(what runs next, stages done, stages in all)
+
+    Returns
+    -------
+    ModelReport
+        The causes, the layers and the parameters; `report.ok`, `report.differences` and `report.first` are for
+        programs.
+
+    Raises
+    ------
+    InputError
+        A side is no model, cannot be called with the inputs, or has no parameter that the match names.
+
+    Examples
+    --------
+    >>> check_model(torch=torch.nn.Linear(2, 3), jax=nnx.Linear(2, 3, rngs=nnx.Rngs(0)), inputs=np.ones((4, 2))).ok
+    True
+    """
+    reference, port = two_models(sides)
+    return check_models(reference, port, inputs, match=match, seed=seed, progress=progress)
+
+
+def two_models(sides: Mapping[str, Any]) -> tuple[Module, Module]:
+    """
+    The reference and the port.
+
+    Raises
+    ------
+    InputError
+        There are not two sides, or one is no model.
+    """
+    for name in sides:
+        if name not in BACKENDS:
+            raise InputError(f"there is no option {name!r}; there are torch, jax, inputs, match, seed, progress")
+    if len(sides) != 2:
+        raise InputError(f"torch= and jax= are the two models, and {len(sides)} of them given; give both")
+    reference, port = (load("torch" if name == "torch" else "jax").as_module(model) for name, model in sides.items())
+    return reference, port
+
+
+def convert(source: Any, target: Any, match: Mapping[str, Any] | Match | None = None) -> Any:
+    """
+    Write the parameters of a model into its port, or back.
+
+    Parameters
+    ----------
+    source, target : a model in PyTorch and one in JAX, in either order, as for `check_model`
+    match : as for `check_model`; without one it is found by names, classes of layers and shapes
+
+    Returns
+    -------
+    Any
+        The target with the source's numbers, in its own dtypes. A `torch.nn.Module` and a `flax.nnx.Module` are changed
+        in place; of the others a new one is returned, and the target is as it was.
+
+    Raises
+    ------
+    InputError
+        One is no model, both are of one framework, or the match names what is not there.
+
+    Examples
+    --------
+    >>> convert(torch.nn.Linear(2, 3), nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    """
+    first, second = as_module(source), as_module(target)
+    if first.is_torch == second.is_torch:
+        raise InputError(f"both models are of {first.framework}; give one of PyTorch and one of JAX")
+    ours, theirs = first.parameters({}), second.parameters({})
+    found = (
+        match if isinstance(match, Match) else match_of(*((ours, theirs) if first.is_torch else (theirs, ours)), match)
+    )
+    held, own = ({parameter.path: parameter.array for parameter in side} for side in (ours, theirs))
+    return second.with_values(found.to_jax(held, own) if first.is_torch else found.to_torch(held, own))
+
+
+def as_module(model: Any) -> Module:
+    """
+    The model, as its framework's package makes it.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
+    is_torch = any(cls.__module__.startswith("torch.nn") for cls in type(model).__mro__)
+    return load("torch" if is_torch else "jax").as_module(model)
+
+
 def takes_other_arrays(f: Any, framework: str, inputs: object) -> bool:
     """Whether a function that was given as one framework's can be called with the arrays of the other."""
     arrays, structure = make_inputs(inputs)
@@ -104,10 +221,18 @@ def parity_test(**sides_and_options: Any) -> Callable[[str], None]:
     """
     Make a test function with the checks as its parameters; the arguments are those of `check`.
 
+    Of models it is one with the layers as its parameters, and the arguments are those of `check_model`.
+
     Examples
     --------
     >>> test_my_port = parity_test(torch=f, jax=g, inputs=np.linspace(-3, 3, 101))
     """
+    torch = sides_and_options.get("torch")
+    if any(cls.__module__.startswith("torch.nn") for cls in type(torch).__mro__):
+        sides = {name: x for name, x in sides_and_options.items() if name in BACKENDS}
+        options = {name: x for name, x in sides_and_options.items() if name not in BACKENDS}
+        layers = [parameter.layer for parameter in as_module(torch).parameters({})]
+        return testing.model_test(lambda: check_model(**sides, **options), layers)
     reference, port, inputs, options = two_sides(sides_and_options)
     return testing.parity_test(reference, port, inputs, **options)
 

@@ -7,6 +7,7 @@ from typing import Unpack
 from p3.parity.case import Case, Options
 from p3.parity.checker import check_names, make_case, run_check
 from p3.parity.function import Function
+from p3.parity.model_report import ModelReport
 
 
 def parity_test(
@@ -40,5 +41,34 @@ def parity_test(
         if result.verdict in ("refused", "not applicable"):
             pytest.skip(f"{result.verdict}: {result.note}")
         assert result.is_right, "\n".join(map(str, result.findings))
+
+    return test
+
+
+def model_test(check: Callable[[], ModelReport], layers: Iterable[str]) -> Callable[[str], None]:
+    """
+    Make a test function with the layers of a model as its parameters, and a last one for what is of no layer.
+
+    Parameters
+    ----------
+    check : makes the report, once
+    layers : those of the reference that have parameters
+    """
+    import pytest  # which only those who test need
+
+    report = cache(check)
+    names = tuple(dict.fromkeys(layer for layer in layers if layer))
+
+    @pytest.mark.parametrize("layer", [*names, "the rest"])
+    def test(layer: str) -> None:
+        wrong = [finding for finding in report().findings if finding.kind == "semantic"]
+        own = [
+            f
+            for f in wrong
+            if layer in [name for path in (f.path, *f.also) for name in (path, path.rpartition(".")[0])]
+        ]
+        rest = [f for f in wrong if f.path not in names and f.path.rpartition(".")[0] not in names]
+        found = rest if layer == "the rest" else own
+        assert not found, "\n".join(map(str, found))
 
     return test

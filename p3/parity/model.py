@@ -1,0 +1,680 @@
+"""`check_model`: whether a model is a right port of another one, and the first layer that differs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from p3.errors import InputError
+from p3.parity.case import make_inputs
+from p3.parity.function import Arrays, at_precision, is_inexact, wide
+from p3.parity.match import Link, Match, Parameter, Part, match
+from p3.parity.mismatch import Measure, Pair, judge, measure
+from p3.parity.module import Mode, Module, Run
+from p3.parity.pairing import Layout, Target, Unit, layouts, plan_of, units_of
+from p3.parity.tape import Event, Mask, Recording, Shapes, Tape
+from p3.parity.tree import Structure
+from p3.tolerance import LIKELY
+
+STEP = 2.0**-20  # by what fraction numbers are moved to find out how large the terms of results are
+MOVES = (2.0**-18, 2.0**-6)  # the steps to see whether a difference changes with the inputs
+PRECISIONS = ("float64", "float32")
+
+Axes = tuple[int, ...]
+What = Literal["input", "output", "gradient", "state", "parameter"]
+Progress = Callable[[str, int, int], None]
+
+
+class Spot(NamedTuple):
+    """
+    One of the arrays that are compared.
+
+    Attributes
+    ----------
+    what : "value" or "cotangent" at an event; or the model's "output", "gradient" or "state", by its path
+    name : the event, or the path; of an input's gradient its number
+    """
+
+    what: str
+    name: Event | str | int
+
+
+class Comparison:
+    """
+    The arrays of two models, as they are compared.
+
+    Attributes
+    ----------
+    sizes : of each array, that of the terms that it is the sum of
+    measures : how far apart the sides are, by precision
+    arrays : the sides' arrays in the reference's layout, where they are further apart than the tolerance
+    dtypes : the dtypes of both, where these differ
+    """
+
+    def __init__(self, sizes: Mapping[Spot, float]) -> None:
+        """Nothing has been compared."""
+        self.sizes = sizes
+        self.measures: dict[Spot, dict[str, Measure]] = {}
+        self.arrays: dict[Spot, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+        self.dtypes: dict[Spot, tuple[str, str]] = {}
+
+    def see(self, spot: Spot, precision: str, got: np.ndarray, expected: np.ndarray) -> None:
+        """Compare one array."""
+        if got.dtype != expected.dtype and is_inexact(expected):
+            self.dtypes.setdefault(spot, (got.dtype.name, expected.dtype.name))
+        if got.shape != expected.shape:
+            found = Measure(np.inf, 0.0, got.size, epsilons=np.inf)
+        else:
+            size = np.broadcast_to(self.sizes.get(spot, greatest(expected)), expected.shape)
+            found = measure(Pair(got, expected, size), precision)
+        self.measures.setdefault(spot, {})[precision] = found
+        if found.beyond:
+            self.arrays.setdefault(spot, {})[precision] = (np.array(got), np.array(expected))
+
+    @property
+    def failing(self) -> frozenset[Spot]:
+        """Where the sides differ by more than rounding."""
+        return frozenset(
+            spot
+            for spot, measures in self.measures.items()
+            if (found := judge(measures)) is not None and found.kind == "semantic"
+        )
+
+
+class Planting(Tape):
+    """
+    Gives a model, at each event that has a counterpart, what the reference had there, and compares its own with that.
+
+    Parameters
+    ----------
+    plan : the counterparts
+    recording : what the reference had
+    expected : what the model's own is compared with, where that is another recording
+    see : called as see(spot, got, expected) for each event of the reference
+    own : the events of the reference at which the model continues with its own numbers
+    silent : the events of the reference at which the backward pass continues with 0
+    """
+
+    def __init__(
+        self,
+        plan: Mapping[Event, Target],
+        recording: Recording,
+        see: Callable[[Spot, np.ndarray, np.ndarray], None],
+        own: frozenset[Event] = frozenset(),
+        silent: frozenset[Event] = frozenset(),
+        expected: Recording | None = None,
+    ) -> None:
+        """Nothing has run."""
+        super().__init__()
+        self.plan, self.recording, self.see, self.own, self.silent = plan, recording, see, own, silent
+        self.expected = expected or recording
+        self.layers = {event.point.layer for event in plan}
+        self.usual = usual_orders([target.layouts for target in plan.values()])
+        self.chosen: dict[Event, Layout] = {}
+
+    def wants(self, layer: str) -> bool:
+        """Whether one of the events is the layer's."""
+        return layer in self.layers
+
+    def drawn(self, mask: Mask) -> np.ndarray | None:
+        """What the reference has kept in its dropout of the same number; true for what is dropped where that is so."""
+        super().drawn(mask)
+        number = len(self.masks) - 1
+        if number >= len(self.recording.masks):
+            return None
+        kept, probability = self.recording.masks[number]
+        if abs(mask.probability - (1 - probability)) < abs(mask.probability - probability):
+            kept = ~kept
+        if kept.shape == mask.kept.shape:
+            return kept
+        for layout in layouts(kept.shape, mask.kept.shape):
+            return layout.to_port(kept)
+        try:
+            return np.broadcast_to(kept, np.broadcast_shapes(kept.shape, mask.kept.shape))
+        except ValueError:
+            return None
+
+    def value(self, event: Event, x: np.ndarray) -> np.ndarray | None:
+        """What the reference had."""
+        target = self.plan.get(event)
+        if target is None or target.event not in self.recording.values:
+            return None
+        expected = self.recording.values[target.event]
+        layout = self.chosen.setdefault(event, nearest(target.layouts, x, expected, self.usual))
+        if not self.is_backward:
+            self.see(Spot("value", target.event), layout.to_reference(x), expected)
+        return None if target.event in self.own else layout.to_port(expected)
+
+    def cotangent(self, event: Event, cotangent: np.ndarray) -> np.ndarray | None:
+        """What the reference had."""
+        target = self.plan.get(event)
+        if target is None or event not in self.chosen:
+            return None
+        layout = self.chosen[event]
+        got = layout.to_reference(cotangent)
+        zeros = np.zeros_like(got)
+        self.see(Spot("cotangent", target.event), got, self.expected.cotangents.get(target.event, zeros))
+        if target.event in self.own:
+            return None
+        given = zeros if target.event in self.silent else self.recording.cotangents.get(target.event, zeros)
+        return layout.to_port(given)
+
+
+def nearest(candidates: Sequence[Layout], x: np.ndarray, expected: np.ndarray, usual: frozenset[Axes]) -> Layout:
+    """
+    The layout by which an array is alike the reference's; where it is so by none, one with the usual order of axes.
+
+    Parameters
+    ----------
+    usual : the orders of axes that other arrays of the model have, whose shapes allow no other
+    """
+    if len(candidates) == 1 or not is_inexact(expected):
+        return candidates[0]
+    with np.errstate(all="ignore"):
+        off = [float(np.abs(wide(c.to_reference(x)) - wide(expected)).max(initial=0.0)) for c in candidates]
+    alike = [c for c, d in zip(candidates, off, strict=True) if d <= LIKELY.value * greatest(expected)]
+    usually = [c for c in candidates if c.axes in usual]
+    same = [c for c in candidates if c.is_identity]
+    best = candidates[int(np.argmin([np.inf if np.isnan(d) else d for d in off]))]
+    return (alike or usually or same or [best])[0]
+
+
+def usual_orders(layouts: Sequence[tuple[Layout, ...]]) -> frozenset[Axes]:
+    """The orders of axes, other than the same, of arrays that can have no other."""
+    alone = [each[0] for each in layouts if len(each) == 1]
+    return frozenset(layout.axes for layout in alone if layout.axes and not layout.is_identity)
+
+
+def greatest(x: np.ndarray) -> float:
+    """The size of the largest finite element."""
+    sizes = np.abs(wide(x))
+    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCase:
+    """
+    Two models that are compared, one input, and all that is computed of them, each once.
+
+    Attributes
+    ----------
+    reference, port : the models
+    structure, inputs : what both are called with
+    given : corrections of the match, by path
+    seed : of the cotangents
+    masks : what the port's own dropouts have kept, once it has run from end to end
+    """
+
+    reference: Module
+    port: Module
+    structure: Structure
+    inputs: Arrays
+    given: Mapping[str, Any] | Match = field(default_factory=dict)
+    seed: int = 0
+    masks: list[Mask] = field(default_factory=list)
+
+    @property
+    def is_torch_first(self) -> bool:
+        """Whether the reference is PyTorch's."""
+        return self.reference.is_torch
+
+    @cached_property
+    def _reference_scout(self) -> tuple[Run, Shapes, str]:
+        errors = []
+        for way in self.reference.ways:
+            tape = Shapes()
+            try:
+                run = self.reference.run(
+                    self.structure, at_precision(self.inputs, "float32"), "float32", tape=tape, way=way
+                )
+            except Exception as error:
+                errors.append(error)
+                continue
+            return run, tape, way
+        raise uncallable(self.reference, self.inputs, errors[-1])
+
+    @cached_property
+    def _port_ways(self) -> list[tuple[Shapes, str, tuple[Layout, ...]]]:
+        """The ways to call the port that it does not refuse: how, and the layouts of its inputs."""
+        found, errors = [], []
+        for axes in input_layouts(self.inputs):
+            for way in self.port.ways:
+                tape = Shapes()
+                try:
+                    self.port.run(self.structure, self._laid_out(axes), "float32", tape=tape, way=way)
+                except Exception as error:
+                    errors.append(error)
+                else:
+                    found.append((tape, way, axes))
+        if not found:
+            raise uncallable(self.port, self.inputs, errors[len(self.port.ways) - 1])
+        return found
+
+    def _laid_out(self, axes: tuple[Layout, ...]) -> Arrays:
+        """The inputs in float32, as the port takes them."""
+        return tuple(layout.to_port(x) for layout, x in zip(axes, at_precision(self.inputs, "float32"), strict=True))
+
+    @cached_property
+    def _port_scout(self) -> tuple[Run, Shapes, str, tuple[Layout, ...]]:
+        """A run of the port with the reference's parameters, in the way by which its outputs are the nearest."""
+        reference, shapes, _ = self._reference_scout
+        masks = Recording(frozenset())
+        masks.masks = shapes.masks
+        runs = []
+        for tape, way, axes in self._port_ways:
+            run = self.port.run(
+                self.structure, self._laid_out(axes), "float32", self.values, Planting({}, masks, nothing), way=way
+            )
+            runs.append((run, tape, way, axes))
+        return min(runs, key=lambda found: apart(reference, found[0]))
+
+    @cached_property
+    def reference_parameters(self) -> tuple[Parameter, ...]:
+        """What the reference holds."""
+        return self.reference.parameters(self._reference_scout[1].kinds)
+
+    @cached_property
+    def port_parameters(self) -> tuple[Parameter, ...]:
+        """What the port holds."""
+        return self.port.parameters(self._port_ways[0][0].kinds)
+
+    @cached_property
+    def match(self) -> Match:
+        """Which arrays of the two correspond."""
+        if isinstance(self.given, Match):
+            return replace(self.given, is_loaded=match(*self.torch_and_jax, {}).is_loaded)
+        return match(*self.torch_and_jax, self.given)
+
+    @cached_property
+    def torch_and_jax(self) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
+        """What each framework's model holds."""
+        sides = (self.reference_parameters, self.port_parameters)
+        return sides if self.is_torch_first else sides[::-1]
+
+    def to_port(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays like the reference's parameters, as the port has them."""
+        held = {parameter.path: wide(parameter.array) for parameter in self.port_parameters}
+        return self.match.to_jax(arrays, held) if self.is_torch_first else self.match.to_torch(arrays, held)
+
+    @cached_property
+    def values(self) -> dict[str, np.ndarray]:
+        """The reference's parameters, for the port."""
+        return self.to_port({parameter.path: wide(parameter.array) for parameter in self.reference_parameters})
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """The layers that are compared."""
+        return units_of(
+            self.match,
+            (self.reference_parameters, self._reference_scout[1].shapes, self.is_torch_first),
+            (self.port_parameters, self._port_scout[1].shapes, not self.is_torch_first),
+        )
+
+    @cached_property
+    def plan(self) -> dict[Event, Target]:
+        """The counterparts of the port's events."""
+        return plan_of(self.units, self._reference_scout[1].shapes, self._port_scout[1].shapes, self.is_torch_first)
+
+    @cached_property
+    def outputs(self) -> dict[str, tuple[str, Layout]]:
+        """Of each output of the reference that the port has too, the port's path, and its layout."""
+        ours, theirs = self._reference_scout[0].outputs, self._port_scout[0].outputs
+        usual = usual_orders([t.layouts for t in self.plan.values()] + [(x,) for x in self._port_scout[3]])
+        found: dict[str, tuple[str, Layout]] = {}
+        left = dict(theirs)
+        for path, y in ours.items():
+            names = [path] if path in left else list(left)
+            for name in names:
+                fits = layouts(y.shape, left[name].shape)
+                if fits:
+                    found[path] = (name, nearest(fits, left[name], y, usual))
+                    del left[name]
+                    break
+        return found
+
+    @cached_property
+    def cotangents(self) -> dict[str, np.ndarray]:
+        """Random ones, of the outputs that both have."""
+        random = np.random.default_rng(self.seed)
+        shapes = {path: self._reference_scout[0].outputs[path] for path in self.outputs}
+        return {
+            path: random.standard_normal(y.shape).astype(np.float32).astype(np.float64)
+            for path, y in shapes.items()
+            if is_inexact(y)
+        }
+
+    def run_reference(
+        self,
+        precision: str,
+        tape: Tape | None = None,
+        moved: "Moves | None" = None,
+        mode: Mode | None = None,
+        forward: bool = False,
+        silent: frozenset[str] = frozenset(),
+    ) -> Run:
+        """Run the reference, with inputs and parameters that are moved by a little, or as they are."""
+        moved = moved or Moves(0.0, 0)
+        values = {p.path: moved(wide(p.array)) for p in self.reference_parameters} if moved.by else None
+
+        def cotangents(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {
+                path: moved(v).astype(outputs[path].dtype) * (path not in silent) for path, v in self.cotangents.items()
+            }
+
+        return self.reference.run(
+            self.structure,
+            at_precision(tuple(moved(x) for x in self.inputs), precision),
+            precision,
+            values,
+            tape,
+            None if forward else cotangents,
+            mode or nullcontext(),
+            self._reference_scout[2],
+        )
+
+    def run_port(
+        self,
+        precision: str,
+        tape: Tape | None = None,
+        moved: "Moves | None" = None,
+        mode: Mode | None = None,
+        forward: bool = False,
+        silent: frozenset[str] = frozenset(),
+    ) -> Run:
+        """Run the port with the reference's parameters, at the same inputs."""
+        moved = moved or Moves(0.0, 0)
+        values = self.values
+        if moved.by:
+            values = self.to_port({p.path: moved(wide(p.array)) for p in self.reference_parameters})
+        inputs = at_precision(tuple(moved(x) for x in self.inputs), precision)
+
+        def cotangents(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = {}
+            for path, v in self.cotangents.items():
+                name, layout = self.outputs[path]
+                if is_inexact(outputs[name]):
+                    found[name] = layout.to_port(moved(v)).astype(outputs[name].dtype) * (path not in silent)
+            return found
+
+        return self.port.run(
+            self.structure,
+            tuple(layout.to_port(x) for layout, x in zip(self._port_scout[3], inputs, strict=True)),
+            precision,
+            values,
+            tape,
+            None if forward else cotangents,
+            mode or nullcontext(),
+            self._port_scout[2],
+        )
+
+    def ends(self, reference: Run, port: Run) -> Iterator[tuple[Spot, np.ndarray, np.ndarray]]:
+        """What both models come to: outputs, gradients and states, the port's in the reference's layout."""
+        for path, (other, layout) in self.outputs.items():
+            yield Spot("output", path), layout.to_reference(port.outputs[other]), reference.outputs[path]
+        ours, theirs = self.in_torch(reference, self.is_torch_first), self.in_torch(port, not self.is_torch_first)
+        for spot in ours.keys() & theirs.keys():
+            yield spot, theirs[spot], ours[spot]
+        for number, expected in reference.input_gradients.items():
+            if number in port.input_gradients:
+                yield (
+                    Spot("input gradient", self.structure.paths[number]),
+                    self._port_scout[3][number].to_reference(port.input_gradients[number]),
+                    expected,
+                )
+
+    @cached_property
+    def _matched(self) -> dict[str, Match]:
+        """The match of what has gradients in both models, and that of the states."""
+        states = {p.path for p in (*self.reference_parameters, *self.port_parameters) if p.is_state}
+        kinds: dict[str, list[Link]] = {"gradient": [], "state": []}
+        for link in self.match.links:
+            are_states = {part.path in states for part in (*link.torch, link.jax)}
+            if len(are_states) == 1:
+                kinds["state" if are_states.pop() else "gradient"].append(link)
+        return {what: replace(self.match, links=tuple(links)) for what, links in kinds.items()}
+
+    def in_torch(self, run: Run, is_torch: bool) -> dict[Spot, np.ndarray]:
+        """The gradients and states of a run, as those of PyTorch's arrays that are matched."""
+        found: dict[Spot, np.ndarray] = {}
+        parameters = self.reference_parameters if self.is_torch_first else self.port_parameters
+        shapes = {parameter.path: parameter.array for parameter in parameters}
+        for what, held in (("gradient", run.gradients), ("state", run.states)):
+            if not held:
+                continue
+            matched = self._matched[what]
+            if is_torch:
+                arrays = {part.path: held[part.path] for part in parts_of(matched)}
+            else:
+                like = {part.path: wide(shapes[part.path]) for part in parts_of(matched)}
+                dtype = next(iter(held.values())).dtype
+                like = {path: x.astype(dtype) for path, x in like.items()}
+                convert = matched.gradient_to_torch if what == "gradient" else matched.to_torch
+                arrays = convert(held, like)
+            found |= {Spot(what, path): x for path, x in arrays.items()}
+        return found
+
+    @cached_property
+    def layers(self) -> frozenset[str]:
+        """The layers of the reference that are compared."""
+        return frozenset(unit.reference for unit in self.units)
+
+    def recorded(self, precision: str, moved: "Moves | None" = None) -> tuple[Run, Recording]:
+        """A run of the reference, with what its layers had."""
+        tape = Recording(self.layers)
+        return self.run_reference(precision, tape, moved), tape
+
+    @cached_property
+    def _wide(self) -> tuple[Run, Recording]:
+        return self.recorded("float64")
+
+    @cached_property
+    def itself(self) -> dict[Event, Target]:
+        """The counterparts in the reference of those of its events that the port has too."""
+        events = {target.event for target in self.plan.values()}
+        return {
+            event: Target(event, (Layout(tuple(range(x.ndim)), x.shape, x.shape),))
+            for event, x in self._wide[1].values.items()
+            if event in events
+        }
+
+    @cached_property
+    def sizes(self) -> dict[Spot, float]:
+        """
+        How large the terms of each array are: how far it moves where all that enters it moves by a fraction of itself.
+
+        Everything enters at the layer's border, so that this is the size for the layer alone.
+        """
+        run, recording = self._wide
+        moves = Moves(STEP, self.seed)
+        shifted = Recording(self.layers)
+        shifted.values = {event: moves(x) for event, x in recording.values.items()}
+        shifted.cotangents = {event: moves(x) for event, x in recording.cotangents.items()}
+        found: dict[Spot, float] = {}
+
+        def see(spot: Spot, got: np.ndarray, expected: np.ndarray) -> None:
+            still = recording.values if spot.what == "value" else recording.cotangents
+            if isinstance(spot.name, Event) and spot.name in still:
+                found[spot] = size_of(got, still[spot.name], STEP)
+
+        moved = self.run_reference("float64", Planting(self.itself, shifted, see), moves)
+        for spot, got, expected in self._own_ends(moved, run):
+            found[spot] = size_of(got, expected, STEP)
+        return found
+
+    @cached_property
+    def sizes_from_end_to_end(self) -> dict[Spot, float]:
+        """The same, where only the model's own inputs and parameters move."""
+        moved = self.run_reference("float64", None, Moves(STEP, self.seed))
+        return {spot: size_of(got, expected, STEP) for spot, got, expected in self._own_ends(moved, self._wide[0])}
+
+    def _own_ends(self, moved: Run, still: Run) -> Iterator[tuple[Spot, np.ndarray, np.ndarray]]:
+        """What two runs of the reference come to."""
+        for path, x in still.outputs.items():
+            yield Spot("output", path), moved.outputs[path], x
+        ours, others = self.in_torch(still, self.is_torch_first), self.in_torch(moved, self.is_torch_first)
+        for spot, x in ours.items():
+            yield spot, others[spot], x
+        for number, x in still.input_gradients.items():
+            yield Spot("input gradient", self.structure.paths[number]), moved.input_gradients[number], x
+
+    def compared(
+        self,
+        precision: str,
+        into: Comparison,
+        own: frozenset[Event] = frozenset(),
+        silent: "Silent | None" = None,
+        moved: "Moves | None" = None,
+    ) -> None:
+        """Run the port on what the reference's layers had."""
+        silent = silent or Silent()
+        is_plain = precision == "float64" and moved is None
+        run, recording = self._wide if is_plain else self.recorded(precision, moved)
+        expected = recording
+        if silent:
+            run, expected = self._silenced(precision, recording, own, silent, moved)
+
+        def see(spot: Spot, got: np.ndarray, expected: np.ndarray) -> None:
+            into.see(spot, precision, got, expected)
+
+        tape = Planting(self.plan, recording, see, own, silent.events, expected)
+        port = self.run_port(precision, tape, moved, silent=silent.outputs)
+        for spot, got, right in self.ends(run, port):
+            into.see(spot, precision, got, right)
+        for target in self.plan.values():
+            spot = Spot("cotangent", target.event)
+            left = expected.cotangents.get(target.event)
+            if left is not None and precision not in into.measures.get(spot, {}):  # nothing goes back there in the port
+                into.see(spot, precision, np.zeros_like(left), left)
+
+    def _silenced(
+        self, precision: str, recording: Recording, own: frozenset[Event], silent: "Silent", moved: "Moves | None"
+    ) -> tuple[Run, Recording]:
+        """The reference's cotangents and gradients where nothing goes back through some events."""
+        found = Recording(self.layers)
+        found.values = recording.values
+
+        def see(spot: Spot, got: np.ndarray, expected: np.ndarray) -> None:
+            if spot.what == "cotangent" and isinstance(spot.name, Event):
+                found.cotangents[spot.name] = np.array(got)
+
+        tape = Planting(self.itself, recording, see, own, silent.events)
+        return self.run_reference(precision, tape, moved, silent=silent.outputs), found
+
+    @cached_property
+    def by_layer(self) -> Comparison:
+        """The layers, each at what the reference's layer had."""
+        found = Comparison(self.sizes)
+        for precision in PRECISIONS:
+            self.compared(precision, found)
+        return found
+
+    @cached_property
+    def from_end_to_end_run(self) -> Run:
+        """A run of the port in float64, where nothing is put in but what the reference's dropouts have kept."""
+        tape = Planting({}, self._wide[1], nothing)
+        run = self.run_port("float64", tape)
+        self.masks.extend(tape.masks)
+        return run
+
+    @cached_property
+    def from_end_to_end(self) -> Comparison:
+        """The models as they are, in float64."""
+        found = Comparison(self.sizes_from_end_to_end)
+        for spot, got, expected in self.ends(self._wide[0], self.from_end_to_end_run):
+            found.see(spot, "float64", got, expected)
+        return found
+
+
+def parts_of(match: Match) -> list[Part]:
+    """All parts of PyTorch's arrays that are matched."""
+    return [part for link in match.links for part in link.torch]
+
+
+def nothing(spot: Spot, got: np.ndarray, expected: np.ndarray) -> None:
+    """Compare nothing."""
+
+
+class Silent(NamedTuple):
+    """Where the backward pass continues with 0: at some events, and at some of the model's outputs."""
+
+    events: frozenset[Event] = frozenset()
+    outputs: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.events or self.outputs)
+
+
+class Moves:
+    """Moves every number up or down by a fraction of itself, at random; the same array always in the same way."""
+
+    def __init__(self, by: float, seed: int) -> None:
+        """Nothing moves where the fraction is 0."""
+        self.by, self.seed = by, seed
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The array, moved."""
+        if not self.by or not is_inexact(x):
+            return x
+        random = np.random.default_rng([self.seed, x.size])
+        return np.asarray(x * (1 + self.by * random.choice([-1.0, 1.0], x.shape)))
+
+
+def size_of(moved: np.ndarray, still: np.ndarray, step: float) -> float:
+    """The largest of an array's elements, or of their changes over the step if that is larger."""
+    if not is_inexact(still) or moved.shape != still.shape:
+        return greatest(still) if is_inexact(still) else 1.0
+    with np.errstate(all="ignore"):
+        return max(greatest(still), greatest((wide(moved) - wide(still)) / step))
+
+
+def input_layouts(inputs: Arrays) -> list[tuple[Layout, ...]]:
+    """The inputs as they are; and with the channels last, where there are images or signals among them."""
+    same = tuple(Layout(tuple(range(x.ndim)), x.shape, x.shape) for x in inputs)
+    last = tuple(
+        Layout((0, *range(2, x.ndim), 1), x.shape, (x.shape[0], *x.shape[2:], x.shape[1]))
+        if x.ndim >= 3 and is_inexact(x)
+        else layout
+        for x, layout in zip(inputs, same, strict=True)
+    )
+    return [same] if same == last else [same, last]
+
+
+def apart(reference: Run, port: Run) -> tuple[int, float]:
+    """How many outputs do not fit, and how far those that do are apart, relative to their size."""
+    missing, off = 0, 0.0
+    for x, y in zip_longest(reference.outputs.values(), port.outputs.values()):
+        candidates = layouts(x.shape, y.shape) if x is not None and y is not None else ()
+        missing += not candidates
+        if candidates and is_inexact(x) and is_inexact(y):
+            with np.errstate(all="ignore"):
+                difference = np.abs(wide(nearest(candidates, y, x, frozenset()).to_reference(y)) - wide(x))
+            off += float(np.nanmean(difference)) / max(greatest(x), np.finfo(np.float64).tiny)
+    return missing, off
+
+
+def uncallable(module: Module, inputs: Arrays, error: Exception) -> InputError:
+    """That a model cannot be called, in a line."""
+    shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    found = InputError(
+        f"{module.name} ({module.framework}) cannot be called with inputs of {shapes}: {type(error).__name__}: {line}"
+    )
+    found.__cause__ = error
+    return found
+
+
+def make_case(
+    reference: Module,
+    port: Module,
+    inputs: object,
+    match: Mapping[str, Any] | Match | None = None,
+    seed: int = 0,
+) -> ModelCase:
+    """The case."""
+    arrays, structure = make_inputs(inputs)
+    return ModelCase(reference, port, structure, arrays, match or {}, seed)

@@ -1,0 +1,101 @@
+"""`check_model`: whether a model is a right port of another, and the first layer that differs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from p3.parity.match import Comparison, Match, compared
+from p3.parity.model import ModelCase, make_case
+from p3.parity.model_findings import Findings
+from p3.parity.model_report import LayerRow, MatchRow, ModelReport
+from p3.parity.module import Module
+from p3.parity.tape import Event
+
+Progress = Callable[[str, int, int], None]
+
+
+def check_model(
+    reference: Module,
+    port: Module,
+    inputs: object,
+    *,
+    match: Mapping[str, Any] | Match | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ModelReport:
+    """The report; as `p3.check_model`, of models that are made of the frameworks' own already."""
+    case = make_case(reference, port, inputs, match, seed)
+    stages: list[tuple[str, Callable[[], object]]] = [
+        ("matching parameters", lambda: case.match),
+        ("running the reference", lambda: case.sizes),
+        ("running the layers of the port", lambda: case.by_layer),
+        ("running the port from end to end", lambda: case.from_end_to_end),
+    ]
+    findings = Findings(case)
+    stages.append(("looking for causes", lambda: findings.all))
+    for done, (name, run) in enumerate(stages):
+        if progress is not None:
+            progress(name, done, len(stages))
+        run()
+    return ModelReport(
+        reference.name,
+        reference.framework,
+        port.name,
+        port.framework,
+        findings.all,
+        tuple(match_row(case, found) for found in compared(case.match, *case.torch_and_jax)),
+        layer_rows(case, findings),
+        case.match,
+        tuple(notes(case)),
+    )
+
+
+def match_row(case: ModelCase, found: Comparison) -> MatchRow:
+    """A link, as a row."""
+    link = found.link
+    torch, jax = " + ".join(map(str, link.torch)), str(link.jax)
+    reference, port = (torch, jax) if case.is_torch_first else (jax, torch)
+    pattern = link.pattern or "as it is"
+    if link.flipped:
+        pattern += f", {' and '.join(link.flipped)} reversed"
+    return MatchRow(reference, port, pattern, found.is_equal)
+
+
+def layer_rows(case: ModelCase, findings: Findings) -> tuple[LayerRow, ...]:
+    """The layers, with how far the sides are apart."""
+    rows = []
+    failing = {finding.path: finding.kind for finding in reversed(findings.all)}
+    failing |= {path: finding.kind for finding in findings.all for path in finding.also}
+    measures = case.by_layer.measures
+    for unit in case.units:
+        errors: list[dict[str, float]] = []
+        for what in ("value", "cotangent"):
+            found: dict[str, float] = {}
+            for spot, by_precision in measures.items():
+                if spot.what == what and isinstance(spot.name, Event) and spot.name.point.layer == unit.reference:
+                    for precision, measure in by_precision.items():
+                        found[precision] = max(found.get(precision, 0.0), measure.largest)
+            errors.append(found)
+        kinds = (
+            findings.kinds["reference"].get(unit.reference, ""),
+            findings.kinds["port"].get(unit.port, ""),
+        )
+        kind = failing.get(unit.reference)
+        verdict = "differs" if kind == "semantic" else kind if kind == "single precision" else "agrees"
+        rows.append(LayerRow(unit.reference, unit.port, kinds, verdict, errors[0], errors[1]))
+    return tuple(rows)
+
+
+def notes(case: ModelCase) -> list[str]:
+    """What else a reader should know."""
+    found = []
+    if not case.match.is_loaded:
+        found.append("The two held different numbers; the reference's parameters were put into a copy of the port.")
+    changed = [str(layout) for layout in case._port_scout[3] if not layout.is_identity]
+    if changed:
+        found.append(f"The port takes its inputs with {changed[0]}.")
+    if case._port_scout[2]:
+        found.append(f"The port is {case._port_scout[2]}.")
+    for name, only in (("PyTorch", case.match.torch_only), ("JAX", case.match.jax_only)):
+        if only:
+            found.append(f"Only {name} has {', '.join(map(str, only[:8]))}{' and more' * (len(only) > 8)}.")
+    return found

@@ -1,0 +1,608 @@
+"""What is wrong with a port of a model: each cause once, and where it is."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from p3.parity.difference import Kind
+from p3.parity.function import epsilon, wide
+from p3.parity.match import Comparison as Compared
+from p3.parity.match import Link, compared
+from p3.parity.mismatch import Mismatch, explain, judge
+from p3.parity.model import MOVES, Comparison, ModelCase, Moves, Planting, Silent, Spot, greatest
+from p3.parity.module import Mode
+from p3.parity.pairing import Target
+from p3.parity.tape import Event
+from p3.tolerance import EXPLAINED, FEW, HALF_INSIDE, HALF_PARITY, MOST_NOISE, ONE_CONSTANT, SMOOTH_DIFFERENCE
+
+SINGLE = epsilon("float32") / epsilon("float64")
+MOST_RUNS = 8  # to find out whether layers have their borders at the same place
+
+
+@dataclass(frozen=True)
+class Finding:
+    """
+    One cause.
+
+    Attributes
+    ----------
+    quantity : "parameter", "input" (the code before a layer), "output", "gradient" or "state"
+    path : of the layer or the parameter, in the reference's names
+    title : the layer, with its classes in both models; or the code between layers
+    kind : as of a `Difference`
+    explanation : what it looks like, or the cause
+    mismatch : the worst element
+    also : the paths of other layers or parameters that differ in the same way
+    call : which call of the layer it is, where there are several
+    """
+
+    quantity: str
+    path: str
+    title: str
+    kind: Kind
+    explanation: str
+    mismatch: Mismatch | None = None
+    also: tuple[str, ...] = ()
+    call: int | None = None
+
+    def __str__(self) -> str:
+        """One line."""
+        call = "" if self.call is None else f", call {self.call}"
+        line = f"{self.title}{call}: {self.quantity} differs, {self.kind}"
+        if self.mismatch is not None:
+            line += f", {figure(self.mismatch)}"
+        line += f"; {self.explanation}" if self.explanation else ""
+        return line + (f" (and {some(self.also)})" if self.also else "")
+
+
+def figure(mismatch: Mismatch) -> str:
+    """How far apart the sides are, in epsilons of float32, or of float64 where that is less than one."""
+    if not np.isfinite(mismatch.epsilons):
+        return f"{mismatch.got:.6g} for {mismatch.expected:.6g}"
+    single = mismatch.epsilons / (SINGLE if mismatch.precision == "float64" else 1)
+    return f"{single:.3g} float32 epsilons" if single >= 0.1 else f"{mismatch.epsilons:.3g} float64 epsilons"
+
+
+def some(paths: tuple[str, ...]) -> str:
+    """Paths in words; of many the first and the last."""
+    return ", ".join(paths) if len(paths) <= 4 else f"{len(paths)} more, from {paths[0]} to {paths[-1]}"
+
+
+class CapturedError(Exception):
+    """What was looked for has been seen, and the model need not run on."""
+
+
+class Findings:
+    """All that is wrong with a port."""
+
+    def __init__(self, case: ModelCase) -> None:
+        """Nothing has been looked at."""
+        self.case = case
+        self.kinds = {
+            "reference": case._reference_scout[1].kinds,
+            "port": case._port_scout[1].kinds,
+        }
+        self.port_of = {unit.reference: unit.port for unit in case.units}
+        self.is_reordered = False  # whether layers are found to run in another order
+        self.order = {event: k for k, event in enumerate(case._wide[1].values)}
+
+    @cached_property
+    def all(self) -> tuple[Finding, ...]:
+        """The causes, in the order in which a model meets them: parameters, values, states, gradients."""
+        values = list(self.values())
+        missing = list(self.missing(values))
+        for finding in missing:
+            values = self.without_consequence(finding.path.rpartition(".")[0], values)
+        values = list(self.in_another_order(self.without_leaks(values)))
+        found = self.folded([*self.parameters(), *missing, *values, *self.gradients()])
+        return tuple(sorted(found, key=lambda finding: finding.kind != "semantic"))
+
+    # parameters
+
+    def parameters(self) -> Iterator[Finding]:
+        """Arrays that are not the reference's, where the port was given the reference's."""
+        case = self.case
+        torch, jax = case.torch_and_jax
+        if case.match.is_loaded:
+            for found in compared(case.match, torch, jax):
+                if not found.is_equal:
+                    torch_path, jax_path = found.link.torch[0].path, found.link.jax.path
+                    path = torch_path if case.is_torch_first else jax_path
+                    yield Finding("parameter", path, path, "semantic", difference_in_words(found))
+        yield from self.untied()
+
+    def without_consequence(self, layer: str, values: list[Finding]) -> list[Finding]:
+        """The findings without what a layer that lacks a parameter makes: of the layer, or else the next one."""
+        own = [f for f in values if f.path == layer and f.quantity == "output"]
+        after = [f for f in values if f.quantity in ("input", "output") and self.runs_before(layer, f.path)]
+        follows = own or after[:1]
+        return [f for f in values if f not in follows or f.kind != "semantic"]
+
+    def untied(self) -> Iterator[Finding]:
+        """Arrays that one model has once, for two layers, and the other one for each."""
+        links: dict[tuple[str, str], list[Link]] = {}
+        for link in self.case.match.links:
+            for part in link.torch:
+                links.setdefault(("PyTorch", str(part)), []).append(link)
+            links.setdefault(("JAX", str(link.jax)), []).append(link)
+        for (side, name), several in links.items():
+            others = {str(link.jax) if side == "PyTorch" else str(link.torch[0]) for link in several}
+            if len(others) > 1:
+                path = name if (side == "PyTorch") == self.case.is_torch_first else str(several[0].torch[0])
+                text = f"{side} has one array, {name}, and the other side {' and '.join(sorted(others))}"
+                yield Finding("parameter", path, path, "semantic", text)
+
+    def missing(self, values: list[Finding]) -> Iterator[Finding]:
+        """Parameters that the port has not, or more than the reference has, of layers that differ."""
+        case = self.case
+        ours, theirs = case.match.torch_only, case.match.jax_only
+        ours, theirs = (ours, theirs) if case.is_torch_first else (theirs, ours)
+        back = {unit.port: unit.reference for unit in case.units}
+        layers: dict[str, list[str]] = {}
+        for name in ours:  # one without a gradient is not used
+            whole = name.partition("[")[0]  # of which the port may lack a part alone
+            if np.any(case._wide[0].gradients.get(whole, np.zeros(1))):
+                layers.setdefault(whole.rpartition(".")[0], []).append(name)
+        for names in layers.values():
+            path = names[0].partition("[")[0]
+            yield Finding("parameter", path, path, "semantic", f"the port has no {' and no '.join(names)}")
+        for name in theirs:
+            if np.any(case.from_end_to_end_run.gradients.get(name.partition("[")[0], np.zeros(1))):
+                layer, _, leaf = name.rpartition(".")
+                path = f"{back.get(layer, layer)}.{leaf}"
+                yield Finding("parameter", path, path, "semantic", f"the port has {name}, and the reference has not")
+
+    # values
+
+    @cached_property
+    def failing(self) -> dict[Spot, Mismatch]:
+        """Where the port's values and states differ at the reference's own, by more than rounding."""
+        comparison = self.case.by_layer
+        found = {}
+        for spot in comparison.failing:
+            if spot.what in ("value", "output", "state"):
+                mismatch = self.judged(comparison, spot)
+                if mismatch is not None:
+                    found[spot] = mismatch
+        return {spot: found[spot] for spot in sorted(found, key=self.place)}
+
+    def place(self, spot: Spot) -> tuple[int, int, str]:
+        """Where it comes in a run."""
+        stage = ("value", "output", "state", "cotangent", "gradient", "input gradient").index(spot.what)
+        number = self.order.get(spot.name, 0) if isinstance(spot.name, Event) else 0
+        return stage, -number if spot.what == "cotangent" else number, str(spot.name)
+
+    def judged(self, comparison: Comparison, spot: Spot) -> Mismatch | None:
+        """A difference, and whether it is of single precision; None where it is a matter of luck in float32."""
+        measures = comparison.measures[spot]
+        mismatch = judge(measures)
+        assert mismatch is not None
+        if mismatch.precision == "float64":
+            off = mismatch.epsilons / SINGLE
+            if off <= ONE_CONSTANT.epsilons or (off <= MOST_NOISE.epsilons and not self.is_smooth(comparison, spot)):
+                return mismatch._replace(kind="single precision")
+            return mismatch
+        again = self.moved[1].measures.get(spot, {})
+        persists = "float32" in again and judge({"float32": again["float32"]}) is not None
+        return mismatch if persists else None
+
+    @cached_property
+    def moved(self) -> tuple[Comparison, Comparison]:
+        """The same comparison where inputs and parameters are moved by a little, and by more."""
+        found = []
+        for by in MOVES:
+            comparison = Comparison(self.case.sizes)
+            for precision in ("float64", "float32"):
+                self.case.compared(precision, comparison, moved=Moves(by, self.case.seed + 1))
+            found.append(comparison)
+        return found[0], found[1]
+
+    def is_smooth(self, comparison: Comparison, spot: Spot) -> bool:
+        """Whether a difference stays as it is where inputs and parameters move by a little, as that of a fault does."""
+        differences = []
+        for each in (comparison, *self.moved):
+            got, expected = each.arrays.get(spot, {}).get("float64", (np.zeros(()), np.zeros(())))
+            differences.append(wide(got) - wide(expected))
+        shape = differences[0].shape
+        d = np.array([np.where(np.isfinite(x), x, 0) if x.shape == shape else np.zeros(shape) for x in differences])
+        count, squares = len(d), (np.abs(d) ** 2).sum(0)
+        products = (np.abs(d.sum(0)) ** 2 - squares) / (count - 1)
+        moving = squares > 0
+        return bool(moving.any() and (products[moving] / squares[moving]).mean() > SMOOTH_DIFFERENCE.value)
+
+    @cached_property
+    def is_right_from_end_to_end(self) -> bool:
+        """Whether outputs, gradients and states agree to rounding in float64, with nothing put in."""
+        return not self.case.from_end_to_end.failing and not self.case.from_end_to_end.dtypes
+
+    @cached_property
+    def own(self) -> frozenset[Event]:
+        """
+        The events at which the layers' borders are at another place in the two models, and neither is wrong.
+
+        An activation may be in the layer in one model and after it in the other. Where the port continues with its own
+        number at such a border, nothing after it differs.
+        """
+        spots = [s for s, mismatch in self.failing.items() if s.what == "value" and mismatch.kind == "semantic"]
+        if not spots:
+            return frozenset()
+        before = self.case.by_layer
+        own: frozenset[Event] = frozenset()
+        for spot in spots[:MOST_RUNS]:
+            assert isinstance(spot.name, Event)
+            if spot not in before.failing or spot.name.point.layer in self.moved_layers:
+                continue
+            trial = own | {spot.name}
+            after = Comparison(self.case.sizes)
+            self.case.compared("float64", after, trial)
+            if not any(is_worse(before, after, other) for other in after.failing if other != spot):
+                own, before = trial, after
+        return own
+
+    def values(self) -> Iterator[Finding]:
+        """What differs in the forward pass."""
+        if self.is_right_from_end_to_end:
+            return
+        for spot, mismatch in self.failing.items():
+            if isinstance(spot.name, Event) and spot.name in self.own:
+                continue
+            yield self.finding(spot, mismatch, self.case.by_layer)
+
+    # gradients
+
+    @cached_property
+    def silent(self) -> Silent:
+        """Where nothing is to go back, since the values differ there."""
+        wrong = [spot for spot, mismatch in self.failing.items() if mismatch.kind == "semantic"]
+        events = {spot.name for spot in wrong if isinstance(spot.name, Event) and spot.name not in self.own}
+        outputs = {str(spot.name) for spot in wrong if spot.what == "output"}
+        return Silent(frozenset(events), frozenset(outputs))
+
+    @cached_property
+    def backward(self) -> Comparison:
+        """The comparison of gradients, without those that follow from a value."""
+        if not self.silent and not self.own:
+            return self.case.by_layer
+        found = Comparison(self.case.sizes)
+        for precision in ("float64", "float32"):
+            self.case.compared(precision, found, self.own, self.silent)
+        return found
+
+    def gradients(self) -> Iterator[Finding]:
+        """What differs in the backward pass."""
+        if self.is_right_from_end_to_end:
+            return
+        spots = [s for s in self.backward.failing if s.what in ("cotangent", "gradient", "input gradient")]
+        for spot in sorted(spots, key=self.place):
+            if isinstance(spot.name, Event) and (spot.name in self.own or self.is_reordered):
+                continue
+            mismatch = self.judged(self.backward, spot)
+            if mismatch is not None:
+                yield self.finding(spot, mismatch, self.backward)
+
+    # words
+
+    def title(self, layer: str) -> str:
+        """A layer, with its classes."""
+        kinds = [self.kinds["reference"].get(layer, ""), self.kinds["port"].get(self.port_of.get(layer, ""), "")]
+        kinds = [kind for kind in kinds if kind]
+        return f"{layer} ({', '.join(kinds)})" if kinds else layer
+
+    def before(self, event: Event) -> str:
+        """The layer that ran last before an event."""
+        earlier = [e.point.layer for e in self.order if self.order[e] < self.order[event] and e.point.role == "output"]
+        return earlier[-1] if earlier else "the inputs"
+
+    def through(self, event: Event) -> str:
+        """The layers of the reference alone that run before an event, and after the last layer that is compared."""
+        shapes = list(self.case._reference_scout[1].shapes)
+        layers: list[str] = []
+        for each in shapes[: shapes.index(event)]:
+            layers = [] if each in self.order else [*layers, each.point.layer]
+        inner = [x for x in dict.fromkeys(layers) if not event.point.layer.startswith(f"{x}.")]
+        return f", in the reference with {listed(inner)}" if inner else ""
+
+    def contribution(self, event: Event, got: np.ndarray, expected: np.ndarray) -> str:
+        """Through which layer alone a cotangent comes back, or through which none does; empty where neither is so."""
+        recording = self.case._wide[1]
+        bound = EXPLAINED.value * greatest(wide(got) - wide(expected))
+        for other, part in recording.cotangents.items():
+            is_later = other.point.role == "input" and self.order[other] > self.order[event]
+            if not is_later or part.shape != got.shape:
+                continue
+            if greatest(wide(got) - part) <= bound:
+                return f"it is only what comes back through {other.point.layer}: something beside it is detached"
+            if greatest(wide(expected) - part - got) <= bound:
+                return f"what comes back through {other.point.layer} is missing: something is detached"
+        return ""
+
+    def after(self, event: Event) -> str:
+        """The layer that runs next after an event."""
+        later = [e.point.layer for e in self.order if self.order[e] > self.order[event] and e.point.role == "input"]
+        return later[0] if later else "the outputs"
+
+    def finding(self, spot: Spot, mismatch: Mismatch, comparison: Comparison) -> Finding:
+        """A difference as a finding."""
+        got, expected = comparison.arrays[spot][mismatch.precision]
+        is_value = spot.what in ("value", "output", "state")
+        if mismatch.kind == "single precision":
+            text = "it computes in float32 inside, whatever it is given"
+        else:
+            text = (
+                self.cause(spot, got, expected)
+                or self.half(comparison, spot, mismatch)
+                or (self.masks() if is_value else "")
+                or explain(got, expected, self.scales(expected) if is_value else {}, is_value=is_value)
+            )
+        if not isinstance(spot.name, Event):
+            quantity = {"input gradient": "gradient"}.get(spot.what, spot.what)
+            layers = [e.point.layer for e in self.order]
+            title = f"code after {layers[-1]}, {spot.name}" if spot.what == "output" and layers else str(spot.name)
+            return Finding(quantity, str(spot.name), title, mismatch.kind, text, mismatch)
+        event, layer = spot.name, spot.name.point.layer
+        is_input = event.point.role == "input"
+        call = event.call if any(e.point == event.point and e.call for e in self.order) else None
+        if spot.what == "value" and is_input:
+            title = f"code between {self.before(event)} and {self.title(layer)}{self.through(event)}"
+            return Finding("input", layer, title, mismatch.kind, text, mismatch, call=call)
+        if spot.what == "value":
+            return Finding("output", layer, self.title(layer), mismatch.kind, text, mismatch, call=call)
+        if is_input:
+            title = f"{self.title(layer)}, by its input"
+            return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call)
+        title = f"code between {self.title(layer)} and {self.after(event)}"
+        text = self.contribution(event, got, expected) or text
+        return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call)
+
+    def cause(self, spot: Spot, got: np.ndarray, expected: np.ndarray) -> str:
+        """The convention by which the side that is PyTorch's gives what the other one does; empty where none does."""
+        if spot.what not in ("value", "output", "state") or got.shape != expected.shape:
+            return ""
+        case = self.case
+        torch = case.reference if case.is_torch_first else case.port
+        other = got if case.is_torch_first else expected
+        before = greatest(wide(got) - wide(expected))
+        # What computes in float32 inside leaves more of a difference.
+        least = min(ONE_CONSTANT.bound("float32", case.sizes[spot]), before / FEW.value)
+        for text, mode in torch.conventions(lambda mode: self.by_convention(spot, mode)):
+            found = self.by_convention(spot, mode)
+            if found is None or found.shape != other.shape:
+                continue
+            left = greatest(wide(found) - wide(other))
+            is_finite = np.isfinite(wide(found)).all() == np.isfinite(wide(other)).all()
+            if is_finite and left <= max(EXPLAINED.value * before, least):
+                return f"{AGREES} in PyTorch {text}"
+        return ""
+
+    def half(self, comparison: Comparison, spot: Spot, mismatch: Mismatch) -> str:
+        """That something is rounded to half precision, where the difference is as large as that and as random."""
+        if mismatch.precision != "float64":
+            return ""
+        off = mismatch.epsilons * epsilon("float64") / epsilon("bfloat16")
+        if HALF_INSIDE.value <= off <= HALF_PARITY.epsilons and not self.is_smooth(comparison, spot):
+            return "the difference is as large, and as random, as that of rounding to bfloat16 or float16"
+        return ""
+
+    def scales(self, expected: np.ndarray) -> dict[str, np.ndarray]:
+        """What an array would be if a dropout scaled it twice, or not at all."""
+        found: dict[str, np.ndarray] = {}
+        for mask in self.case._wide[1].masks:
+            found["dropout divides by the probability to keep twice"] = expected / mask.probability
+            found["dropout does not divide by the probability to keep"] = expected * mask.probability
+        return found
+
+    def masks(self) -> str:
+        """In what the dropouts of the two models differ, in words; empty where in nothing."""
+        ours, theirs = self.case._wide[1].masks, self.case.masks
+        if len(ours) != len(theirs):
+            return f"the reference draws {len(ours)} dropout masks, and the port {len(theirs)}"
+        for mine, other in zip(ours, theirs, strict=True):
+            if mine.probability not in (other.probability, 1 - other.probability):
+                return f"dropout keeps with probability {mine.probability:g}, and in the port {other.probability:g}"
+            if mine.probability != other.probability:
+                return (
+                    f"dropout keeps with probability {mine.probability:g}, and the port draws a mask that is true with "
+                    f"probability {other.probability:g}"
+                )
+        return ""
+
+    def by_convention(self, spot: Spot, mode: Mode) -> np.ndarray | None:
+        """
+        What PyTorch's side has at a spot by a convention, at the reference's own numbers; None where it raises.
+
+        The mode is on in the layer whose output it is, or else in the code between layers.
+        """
+        case = self.case
+        run, recording = case._wide
+        found: list[np.ndarray] = []
+        layer = spot.name.point.layer if isinstance(spot.name, Event) and spot.name.point.role == "output" else ""
+        # A layer of which only the output is known begins after the layer before it.
+        begins = layer and any(e.point.layer == layer and e.point.role == "input" for e in case.itself)
+        mode.is_on = spot.what == "state" or not begins
+
+        def see(where: Spot, got: np.ndarray, expected: np.ndarray) -> None:
+            if isinstance(where.name, Event) and spot.what != "state":
+                is_input = where.name.point.role == "input"
+                mode.is_on = where.name.point.layer == layer if begins and is_input else not is_input and not begins
+            if where == spot:
+                found.append(np.array(got))
+                if spot.what == "value":
+                    raise CapturedError
+
+        try:
+            if case.is_torch_first:
+                run = case.run_reference("float64", Planting(case.itself, recording, see), mode=mode, forward=True)
+                for path, x in run.outputs.items():
+                    see(Spot("output", path), x, x)
+                for where, x in case.in_torch(run, True).items():
+                    see(where, x, x)
+            else:
+                port = case.run_port("float64", Planting(case.plan, recording, see), mode=mode, forward=True)
+                for where, x, _ in case.ends(run._replace(gradients={}, input_gradients={}), port):
+                    see(where, x, x)
+        except CapturedError:
+            pass
+        except Exception:  # which a model may raise where shapes are others
+            return None
+        return found[0] if found else None
+
+    def without_leaks(self, findings: list[Finding]) -> list[Finding]:
+        """
+        The findings without those of the model's outputs that come from a layer which differs, by another way.
+
+        An LSTM's states may be outputs of the model, and it is not known which of the port's corresponds to which.
+        """
+        planned = {target.event.point for target in self.port_order}
+        leaking = {e.point.layer for e in self.order if e.point.role == "output" and e.point not in planned}
+        leaks = any(f.path in leaking and f.quantity == "output" and f.kind == "semantic" for f in findings)
+        return [f for f in findings if not (leaks and f.path.startswith("output") and f.kind == "semantic")]
+
+    def in_another_order(self, findings: list[Finding]) -> Iterator[Finding]:
+        """The findings, those that are there since layers run in another order as one; or since layers never run."""
+        names, rank, moved = [unit.reference for unit in self.case.units], self.rank, self.moved_layers
+        if not moved or not any(f.path in moved and f.quantity in ("input", "output") for f in findings):
+            yield from self.with_layers_left_out(findings)
+            return
+        affected = moved | {b for a, b in pairwise(names) if a in moved}
+        first = next(f for f in findings if f.path in affected and f.quantity in ("input", "output"))
+        ours = [layer for layer in names if layer in moved]
+        theirs = sorted(moved, key=rank.__getitem__)
+        text = f"the layers run in another order: {listed(ours)} in the reference, and {listed(theirs)} in the port"
+        self.is_reordered = True
+        yield replace(first, explanation=text)
+        for finding in findings[findings.index(first) + 1 :]:
+            # Later code gets other numbers then, and what differs there for another reason has that for its cause.
+            has_cause = finding.explanation.startswith(AGREES) or finding.quantity not in ("input", "output")
+            if has_cause or finding.kind != "semantic":
+                yield finding
+
+    @cached_property
+    def rank(self) -> dict[str, int]:
+        """The layers in the order in which their counterparts run in the port."""
+        return {layer: k for k, layer in enumerate(dict.fromkeys(t.event.point.layer for t in self.port_order))}
+
+    @cached_property
+    def moved_layers(self) -> frozenset[str]:
+        """Layers that run in another order in the port, where one of each pair receives other numbers."""
+        names = [unit.reference for unit in self.case.units if unit.reference in self.rank]
+        wrong = {s.name.point.layer for s in self.failing if isinstance(s.name, Event) and self.is_wrong(s)}
+        return frozenset(
+            layer
+            for k, a in enumerate(names)
+            for b in names[k + 1 :]
+            if self.rank[a] > self.rank[b] and (a in wrong or b in wrong)
+            for layer in (a, b)
+        )
+
+    def is_wrong(self, spot: Spot) -> bool:
+        """Whether a value is wrong, and is a layer's input, or its output where the input in the port is not known."""
+        assert isinstance(spot.name, Event)
+        layer = spot.name.point.layer
+        has_input = any(t.event.point.layer == layer and t.event.point.role == "input" for t in self.port_order)
+        is_first = spot.name.point.role == ("input" if has_input else "output")
+        return is_first and self.failing[spot].kind == "semantic"
+
+    def with_layers_left_out(self, findings: list[Finding]) -> Iterator[Finding]:
+        """The findings; of the first that comes after layers which the port never runs, that is the cause."""
+        left_out = self.left_out
+        for finding in findings:
+            if left_out and finding.quantity in ("input", "output") and finding.kind == "semantic":
+                before = [layer for layer in left_out if self.runs_before(layer, finding.path)]
+                if before:
+                    text = f"the port never runs {listed(outermost(before))}"
+                    left_out = [layer for layer in left_out if layer not in before]
+                    yield replace(finding, explanation=text)
+                    continue
+            yield finding
+
+    def runs_before(self, layer: str, other: str) -> bool:
+        """Whether a layer of the reference runs before another, or before the end."""
+        order = list(dict.fromkeys(e.point.layer for e in self.case._reference_scout[1].shapes))
+        return layer in order and (other not in order or order.index(layer) < order.index(other))
+
+    @cached_property
+    def left_out(self) -> list[str]:
+        """The layers with parameters which the reference runs, and of which the port never runs the counterpart."""
+        case = self.case
+        ran = {event.point.layer for event in case._port_scout[1].shapes}
+        if not ran:  # layers of the port are not known
+            return []
+        ours: dict[str, bool] = {}
+        for link in case.match.links:
+            for part in link.torch:
+                mine, other = (part.path, link.jax.path) if case.is_torch_first else (link.jax.path, part.path)
+                layer, counterpart = mine.rpartition(".")[0], other.rpartition(".")[0]
+                runs = any(counterpart == name or counterpart.startswith(f"{name}.") for name in ran)
+                ours[layer] = ours.get(layer, False) or runs
+        called = {event.point.layer for event in case._reference_scout[1].shapes}
+        return [layer for layer, runs in ours.items() if not runs and layer in called]
+
+    @cached_property
+    def port_order(self) -> list[Target]:
+        """The reference's events in the order in which their counterparts come in the port."""
+        return [self.case.plan[event] for event in self.case._port_scout[1].shapes if event in self.case.plan]
+
+    def folded(self, findings: list[Finding]) -> Iterator[Finding]:
+        """Each cause once: those of layers that are alike but for their numbers, and differ alike, are one."""
+        groups: dict[tuple[str, ...], list[Finding]] = {}
+        for finding in findings:
+            place = re.sub(r"\d+", "#", finding.path)
+            alike: tuple[str, ...] = (finding.quantity, place, alike_but_for_numbers(finding))
+            if finding.kind == "single precision":
+                alike = ()
+            elif finding.explanation.startswith(AGREES) or finding.quantity == "gradient":
+                alike = ((finding.quantity == "gradient" and "gradient") or "", finding.explanation)
+            groups.setdefault((finding.kind, *alike), []).append(finding)
+        merged: dict[object, list[Finding]] = {}
+        for key, group in groups.items():  # one array, that goes to several layers
+            m = group[0].mismatch
+            same = key if m is None or m.kind != "semantic" else (group[0].quantity == "gradient", m.got, m.expected)
+            merged.setdefault(same, []).extend(group)
+        for first, *rest in merged.values():
+            paths = dict.fromkeys(finding.path for finding in rest if finding.path != first.path)
+            yield replace(first, also=tuple(paths))
+
+
+AGREES = "the two agree if"
+
+
+def is_worse(before: Comparison, after: Comparison, spot: Spot) -> bool:
+    """Whether a value differs by much more than before."""
+    if spot.what not in ("value", "output", "state"):
+        return False
+    now, then = after.measures[spot]["float64"], before.measures[spot].get("float64")
+    return now.beyond > 0 and (then is None or not now.epsilons <= FEW.value * max(then.epsilons, then.limit))
+
+
+def alike_but_for_numbers(finding: Finding) -> str:
+    """An explanation without its numbers."""
+    return re.sub(r"\d[\d.e+-]*", "#", finding.explanation)
+
+
+def listed(names: list[str]) -> str:
+    """Names in a row; of many the first ones."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def outermost(layers: list[str]) -> list[str]:
+    """Layers, those that are all within one numbered layer as that one."""
+    numbered = [re.match(r".*?\.\d+", layer) for layer in layers]
+    return list(dict.fromkeys(found[0] if found else layer for found, layer in zip(numbered, layers, strict=True)))
+
+
+def difference_in_words(found: Compared) -> str:
+    """What is wrong with a parameter of the port."""
+    pattern, names = "", ""
+    if found.instead is not None:
+        pattern, names = found.instead.pattern or "as it is", " + ".join(map(str, found.instead.torch))
+    right = found.link.pattern or "as it is"
+    return {
+        "layout": f"JAX's array is PyTorch's by {pattern!r}, where {right!r} is right",
+        "flip": "JAX's array has the axes of space the other way around",
+        "parameter": f"JAX's array has the numbers of {names}",
+        "order": f"JAX's array has the pieces along its axis {found.axis} in another order, {found.order}",
+    }.get(found.fault, "it has other numbers")

@@ -1,0 +1,266 @@
+"""`p3.check_model` and `p3 check-model` as users meet them: the report, the options, and what is refused."""
+
+import copy
+import json
+import subprocess
+
+import equinox as eqx
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import jaxp3
+import p3
+from tests.support.commands import EITHER_WAY, refused
+
+SOURCE = """
+import torch
+from flax import nnx
+from torch import nn
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.fc = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, epsilon={epsilon}, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.fc(x))
+
+
+class TorchNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.norm(self.fc(x))
+
+
+def torch_side():
+    torch.manual_seed(0)
+    return TorchNet()
+
+
+def jax_side():
+    return Net(nnx.Rngs(0))
+"""
+
+
+class TorchNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(3, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.norm(self.fc(x))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, epsilon=1e-5):
+        rngs = nnx.Rngs(0)
+        self.fc = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.fc(x))
+
+
+X = np.random.default_rng(0).normal(size=(5, 3))
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    return p3.check_model(torch=TorchNet(), jax=NnxNet(epsilon=1e-2), inputs=X)
+
+
+def test_the_first_difference_and_its_cause(wrong):
+    assert not wrong.ok
+    assert (wrong.first.quantity, wrong.first.path, wrong.first.kind) == ("output", "norm", "semantic")
+    with pytest.raises(AssertionError, match=r"The port differs: 1 cause\."):
+        wrong.assert_ok()
+
+
+def test_the_cause_stands_on_the_third_line(wrong):
+    title, verdict, cause = str(wrong).splitlines()[:3]
+    assert title.startswith("NnxNet (JAX")
+    assert "as a port of TorchNet (PyTorch" in title
+    assert verdict == "The port differs: 1 cause."
+    assert cause.startswith("First cause: norm (LayerNorm, nnx.LayerNorm): output differs, semantic, ")
+
+
+def test_another_epsilon_is_named():
+    report = p3.check_model(torch=TorchNet(), jax=NnxNet(epsilon=1e-6), inputs=X)
+    assert report.first.explanation == "the two agree if in PyTorch layer_norm has eps=1e-06"
+
+
+def test_json_and_page(wrong):
+    read = json.loads(wrong.to_json())
+    assert [finding["path"] for finding in read["findings"]] == ["norm"]
+    assert [row["reference"] for row in read["layers"]] == ["fc", "norm"]
+    assert {row["transformation"] for row in read["parameters"]} == {"o i -> i o", "as it is"}
+    page = wrong.to_html()
+    assert page.count("<table>") == 2
+    assert "First cause: norm" in page
+
+
+@pytest.mark.parametrize("first", ["torch", "jax"])
+def test_either_side_is_the_reference(first):
+    sides = {"torch": TorchNet(), "jax": NnxNet(epsilon=1e-6)}
+    report = p3.check_model(**{first: sides.pop(first)}, **sides, inputs=X)
+    assert (report.first.quantity, report.first.path) == ("output", "norm")
+    assert "eps=1e-06" in report.first.explanation
+
+
+def test_neither_model_is_changed():
+    model, port = TorchNet(), NnxNet()
+    model.train()
+    before = copy.deepcopy(model.state_dict()), [np.array(x) for x in jax.tree.leaves(nnx.state(port))]
+    state = torch.get_rng_state()
+    p3.check_model(torch=model, jax=port, inputs=X)
+    after = model.state_dict(), [np.array(x) for x in jax.tree.leaves(nnx.state(port))]
+    assert all(torch.equal(before[0][name], x) for name, x in after[0].items())
+    assert all(np.array_equal(x, y) for x, y in zip(before[1], after[1], strict=True))
+    assert type(port.fc) is nnx.Linear
+    assert not model.fc._forward_hooks
+    assert torch.equal(torch.get_rng_state(), state)
+    assert jax.random.bernoulli.__module__.startswith("jax.")
+    assert not jax.config.jax_enable_x64
+
+
+def test_parameters_that_were_not_converted_right():
+    """A square kernel that is not transposed is named as a parameter, where the others are loaded."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    parameters = {
+        str(i): {"kernel": jnp.array(model[i].weight.detach().T), "bias": jnp.array(model[i].bias.detach())}
+        for i in (0, 2)
+    }
+
+    def port(parameters, x):
+        dense = lambda p, x: x @ p["kernel"] + p["bias"]  # noqa: E731
+        return dense(parameters["2"], jax.nn.relu(dense(parameters["0"], x)))
+
+    x = np.random.default_rng(1).normal(size=(3, 4))
+    assert p3.check_model(torch=model, jax=(port, parameters), inputs=x).ok
+    parameters["2"]["kernel"] = parameters["2"]["kernel"].T
+    report = p3.check_model(torch=model, jax=(port, parameters), inputs=x)
+    assert (report.first.quantity, report.first.path) == ("parameter", "2.weight")
+    assert report.first.explanation == "JAX's array is PyTorch's by 'as it is', where 'o i -> i o' is right"
+    assert len(report.differences) == 1
+
+
+def test_a_match_corrects_what_is_found():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    parameters = {name: {"w": jnp.ones((4, 4)), "b": jnp.ones(4)} for name in ("one", "two")}
+
+    def port(parameters, x):
+        for name in ("two", "one"):
+            x = jaxp3.tap(name, x @ parameters[name]["w"] + parameters[name]["b"])
+        return x
+
+    x = np.random.default_rng(1).normal(size=(3, 4))
+    given = {
+        f"{i}.{mine}": f"{name}.{its}"
+        for i, name in ((0, "two"), (1, "one"))
+        for mine, its in (("weight", "w"), ("bias", "b"))
+    }
+    assert not p3.check_model(torch=model, jax=(port, parameters), inputs=x).ok
+    report = p3.check_model(torch=model, jax=(port, parameters), inputs=x, match=given)
+    assert report.ok, str(report)
+    assert [row.port for row in report.layers] == ["two", "one"]
+
+
+class Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(4)(x)
+
+
+REFUSED = {
+    "no module": (
+        {"torch": lambda x: x, "jax": NnxNet},
+        r"torch= is function; give a torch\.nn\.Module",
+    ),
+    "no model": ({"torch": TorchNet, "jax": lambda: 3}, r"jax= is int; give a flax\.nnx or equinox module, "),
+    "linen without variables": (
+        {"torch": TorchNet, "jax": lambda: (Dense(), {"batch_stats": {}})},
+        r'variables have no "params"; give what module\.init returns',
+    ),
+    "no parameters": (
+        {"torch": TorchNet, "jax": lambda: (lambda p, x: x, {})},
+        r"the parameters have no floating array",
+    ),
+    "another shape of input": (
+        {"torch": TorchNet, "jax": lambda: eqx.nn.Linear(7, 4, key=jax.random.key(0))},
+        r"Linear \(JAX .*\) cannot be called with inputs of float64\[5, 3\]: ",
+    ),
+    "one side": ({"torch": TorchNet}, r"torch= and jax= are the two models, and 1 of them given; give both"),
+    "an option": (
+        {"torch": TorchNet, "jax": NnxNet, "linear": lambda: True},
+        r"there is no option 'linear'; there are ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sides", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_in_one_line(sides, message):
+    made = {name: make() if name != "torch" or make is TorchNet else make for name, make in sides.items()}
+    with pytest.raises(p3.InputError, match=message) as error:
+        p3.check_model(**made, inputs=X)
+    assert "\n" not in str(error.value)
+
+
+def test_a_match_of_unknown_paths():
+    with pytest.raises(p3.InputError, match=r"fc\.wait"):
+        p3.check_model(torch=TorchNet(), jax=NnxNet(), inputs=X, match={"fc.wait": "fc.kernel"})
+
+
+test_layer_by_layer = p3.parity_test(torch=TorchNet(), jax=NnxNet(), inputs=X)
+
+
+def test_a_test_for_each_layer():
+    faulty = p3.parity_test(torch=TorchNet(), jax=NnxNet(epsilon=1e-2), inputs=X)
+    (mark,) = faulty.pytestmark
+    assert mark.args[1] == ["fc", "norm", "the rest"]
+    faulty("fc")
+    faulty("the rest")
+    with pytest.raises(AssertionError, match="norm"):
+        faulty("norm")
+
+
+@EITHER_WAY
+def test_command(command, tmp_path):
+    (tmp_path / "right.py").write_text(SOURCE.format(epsilon=1e-5))
+    (tmp_path / "wrong.py").write_text(SOURCE.format(epsilon=1e-6))
+    sides = ["right.py:torch_side", "right.py:jax_side", "--input", "normal(5, 3)"]
+    finished = command("p3", "check-model", *sides, "--save-match", "match.json", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[1].startswith("The port is right: 2 layers agree")
+    sides[1] = "wrong.py:jax_side"
+    finished = command("p3", "check-model", *sides, "--match", "match.json", "--report", "report.json", cwd=tmp_path)
+    assert finished.returncode == 1, finished.stderr
+    assert "agree if in PyTorch layer_norm has eps=1e-06" in finished.stdout
+    assert not json.loads((tmp_path / "report.json").read_text())["ok"]
+
+
+@EITHER_WAY
+def test_command_refused(command, tmp_path):
+    (tmp_path / "right.py").write_text(SOURCE.format(epsilon=1e-5))
+    (tmp_path / "broken.json").write_text("{")
+    sides = ["right.py:torch_side", "right.py:jax_side"]
+
+    def finished(*options: str) -> subprocess.CompletedProcess:
+        return command("p3", "check-model", *sides, *options, cwd=tmp_path)
+
+    refused(finished("--input", "normal(5, 3)", "--match", "broken.json"), "has no match of parameters in it")
+    refused(finished("--input", "x=normal(5, 3)", "--input", "normal(5, 3)"), "some of --input have names")
+    refused(finished("--input", "normal(5, 7)"), "cannot be called with inputs of float64[5, 7]")
