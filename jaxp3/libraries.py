@@ -316,7 +316,8 @@ class FunctionModel(Library):
     def __init__(self, function: Callable[..., Any], tree: Any) -> None:
         """All of its floating arrays have gradients."""
         self.function, self.tree = function, tree
-        self.name = getattr(function, "__name__", type(function).__name__)
+        named = function.func if isinstance(function, partial) else function
+        self.name = getattr(named, "__name__", type(named).__name__)
         self.parameters, self.states = arrays_in(tree), {}
         if not self.parameters:
             raise InputError("(function, parameters): the parameters have no floating array; give the tree of them")

@@ -351,6 +351,15 @@ def with_other_pool(one: str, other: str) -> Change:
     return change
 
 
+def with_other_adaptive_pool(one: str, other: str) -> Change:
+    """The change of one adaptive pooling to another."""
+
+    def change(call: Call, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return getattr(torch.nn.functional, other)(*args, **kwargs) if name == one else NotImplemented
+
+    return change
+
+
 def with_same_padding(call: Call, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The change of a convolution's padding to that by which TensorFlow and flax have ⌈n / stride⌉ results."""
     if name not in ("conv1d", "conv2d", "conv3d"):
@@ -440,6 +449,11 @@ def confusions() -> Iterator[Convention]:
         for one, other in (("max", "avg"), ("avg", "max")):
             names = f"{one}_pool{rank}d", f"{other}_pool{rank}d"
             yield Convention(f"{names[0]} is {names[1]}", with_other_pool(*names))
+    for rank in (1, 2, 3):
+        for one, other in (("max", "avg"), ("avg", "max")):
+            names = f"adaptive_{one}_pool{rank}d", f"adaptive_{other}_pool{rank}d"
+            yield Convention(f"{names[0]} is {names[1]}", with_other_adaptive_pool(*names))
+    yield Convention("the mean is the maximum", for_another("mean", "amax"))
     yield Convention("the padding is SAME, which is not symmetric where the stride is more than 1", with_same_padding)
     yield Convention("what is concatenated is in the opposite order", with_parts_reversed)
     yield Convention("there is no mask", without_mask)

@@ -56,7 +56,7 @@ def check_model_command() -> click.Command:
         help="""
 Check that PORT computes the same as REFERENCE, layer by layer, forward and backward, and name the first difference.
 
-REFERENCE and PORT are models, or functions without arguments that make them, as in my_models.py:torch_side. The
+REFERENCE and PORT are models, or functions or classes that make them without arguments, as in my_models.py:Net. The
 reference's parameters are put into a copy of the port.
 
 Exit code: 0 if nothing differs, 1 if something does, 2 if the command or its input is wrong, 130 if interrupted.""",
@@ -79,7 +79,7 @@ def check_model_callback(
     match = None if given is None else read_match(given)
     with exits_reported():
         first, second = (
-            package.as_module(made(load_function(name)))
+            package.as_module(made(load_function(name), name))
             for package, name in zip(packages, (reference, port), strict=True)
         )
         with check_progress() as progress:
@@ -94,9 +94,22 @@ def check_model_callback(
     return 0 if result.ok else 1
 
 
-def made(model: Any) -> Any:
-    """The model, or what a function without arguments makes."""
-    return model() if inspect.isfunction(model) else model
+def made(model: Any, name: str) -> Any:
+    """
+    The model, or what a function or a class makes without arguments.
+
+    Raises
+    ------
+    InputError
+        The function or class raises.
+    """
+    if not inspect.isfunction(model) and not inspect.isclass(model):
+        return model
+    try:
+        return model()
+    except Exception as error:  # of whatever kind the user's code raises
+        line = " ".join(str(error).split())
+        raise InputError(f"{name} makes no model when it is called without arguments: {line}") from error
 
 
 def parse_arguments(texts: tuple[str, ...]) -> Any:

@@ -65,10 +65,9 @@ def layer_rows(case: ModelCase, findings: Findings) -> tuple[LayerRow, ...]:
     rows = []
     failing = {finding.path: finding.kind for finding in reversed(findings.all)}
     failing |= {path: finding.kind for finding in findings.all for path in finding.also}
-    measures = case.by_layer.measures
     for unit in case.units:
         errors: list[dict[str, float]] = []
-        for what in ("value", "cotangent"):
+        for what, measures in (("value", case.by_layer.measures), ("cotangent", findings.backward.measures)):
             found: dict[str, float] = {}
             for spot, by_precision in measures.items():
                 if spot.what == what and isinstance(spot.name, Event) and spot.name.point.layer == unit.reference:

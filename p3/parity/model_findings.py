@@ -23,6 +23,9 @@ SINGLE = epsilon("float32") / epsilon("float64")
 MOST_RUNS = 8  # to find out whether layers have their borders at the same place
 
 
+NOWHERE = Spot("", "")
+
+
 @dataclass(frozen=True)
 class Finding:
     """
@@ -38,6 +41,7 @@ class Finding:
     mismatch : the worst element
     also : the paths of other layers or parameters that differ in the same way
     call : which call of the layer it is, where there are several
+    spot : the array
     """
 
     quantity: str
@@ -48,6 +52,7 @@ class Finding:
     mismatch: Mismatch | None = None
     also: tuple[str, ...] = ()
     call: int | None = None
+    spot: Spot = NOWHERE
 
     def __str__(self) -> str:
         """One line."""
@@ -94,12 +99,58 @@ class Findings:
     def all(self) -> tuple[Finding, ...]:
         """The causes, in the order in which a model meets them: parameters, values, states, gradients."""
         values = list(self.values())
-        missing = list(self.missing(values))
+        missing = list(self.missing())
         for finding in missing:
-            values = self.without_consequence(finding.path.rpartition(".")[0], values)
+            for path in (finding.path, *finding.also):
+                values = self.without_consequence(path.rpartition(".")[0], values)
         values = list(self.in_another_order(self.without_leaks(values)))
-        found = self.folded([*self.parameters(), *missing, *values, *self.gradients()])
+        named = {self.kind(f.path) for f in values if f.explanation.startswith(AGREES)}
+        gradients = [f for f in self.gradients() if not (self.is_small(f) and self.kind(f.path) in named)]
+        found = self.folded([*self.parameters(), *missing, *self.of_one_piece(values), *gradients])
         return tuple(sorted(found, key=lambda finding: finding.kind != "semantic"))
+
+    def kind(self, path: str) -> str:
+        """The class of a layer, or of that which a parameter belongs to."""
+        kinds = self.kinds["reference"]
+        return kinds.get(path, kinds.get(path.rpartition(".")[0], path))
+
+    def is_small(self, finding: Finding) -> bool:
+        """Whether a difference is no larger than single precision makes."""
+        m = finding.mismatch
+        return m is not None and m.epsilons / (SINGLE if m.precision == "float64" else 1) <= MOST_NOISE.epsilons
+
+    def of_one_piece(self, findings: list[Finding]) -> list[Finding]:
+        """
+        The findings, where code between layers that feeds several layers wrong numbers is told once.
+
+        It is one piece of code, as far as can be known, where the layers receive numbers from one layer before it.
+        """
+        found: list[Finding] = []
+        sources: dict[int, frozenset[object]] = {}
+        for finding in findings:
+            is_code = finding.quantity == "input" or finding.spot.what == "output"
+            if not is_code or finding.kind != "semantic" or finding.explanation.startswith(AGREES):
+                found.append(finding)
+                continue
+            own = self.sources(finding.spot)
+            same = next((k for k, known in sources.items() if known & own), None)
+            if same is None:
+                sources[len(found)] = own
+                found.append(finding)
+            else:
+                found[same] = replace(found[same], also=(*found[same].also, finding.path))
+        return found
+
+    def sources(self, spot: Spot) -> frozenset[object]:
+        """The layers of the reference, and the inputs, that the code before a layer or an output takes numbers from."""
+        case = self.case
+        silent = Silent(
+            frozenset(case.itself) - {spot.name},
+            frozenset(case.outputs) - {str(spot.name) if spot.what == "output" else ""},
+        )
+        run, recording = case._silenced("float64", case._wide[1], frozenset(), silent, None)
+        layers = {e for e, v in recording.cotangents.items() if e.point.role == "output" and np.any(v)}
+        return frozenset({*layers, *(number for number, v in run.input_gradients.items() if np.any(v))})
 
     # parameters
 
@@ -136,22 +187,20 @@ class Findings:
                 text = f"{side} has one array, {name}, and the other side {' and '.join(sorted(others))}"
                 yield Finding("parameter", path, path, "semantic", text)
 
-    def missing(self, values: list[Finding]) -> Iterator[Finding]:
-        """Parameters that the port has not, or more than the reference has, of layers that differ."""
+    def missing(self) -> Iterator[Finding]:
+        """Parameters that the port has not, all together; and those that it has more than the reference."""
         case = self.case
         ours, theirs = case.match.torch_only, case.match.jax_only
         ours, theirs = (ours, theirs) if case.is_torch_first else (theirs, ours)
         back = {unit.port: unit.reference for unit in case.units}
-        layers: dict[str, list[str]] = {}
-        for name in ours:  # one without a gradient is not used
-            whole = name.partition("[")[0]  # of which the port may lack a part alone
-            if np.any(case._wide[0].gradients.get(whole, np.zeros(1))):
-                layers.setdefault(whole.rpartition(".")[0], []).append(name)
-        for names in layers.values():
-            path = names[0].partition("[")[0]
-            yield Finding("parameter", path, path, "semantic", f"the port has no {' and no '.join(names)}")
+        # One without a gradient is not used. Of one the port may lack a part alone.
+        used = [name for name in ours if np.any(case._wide[0].gradients.get(whole(name), np.zeros(1)))]
+        if used:
+            paths = [whole(name) for name in used]
+            text = f"the port has no {listed(used, ' and no ')}"
+            yield Finding("parameter", paths[0], paths[0], "semantic", text, also=tuple(paths[1:]))
         for name in theirs:
-            if np.any(case.from_end_to_end_run.gradients.get(name.partition("[")[0], np.zeros(1))):
+            if np.any(case.from_end_to_end_run.gradients.get(whole(name), np.zeros(1))):
                 layer, _, leaf = name.rpartition(".")
                 path = f"{back.get(layer, layer)}.{leaf}"
                 yield Finding("parameter", path, path, "semantic", f"the port has {name}, and the reference has not")
@@ -336,27 +385,27 @@ class Findings:
                 self.cause(spot, got, expected)
                 or self.half(comparison, spot, mismatch)
                 or (self.masks() if is_value else "")
-                or explain(got, expected, self.scales(expected) if is_value else {}, is_value=is_value)
+                or explain(got, expected, self.instead(spot, expected) if is_value else {}, is_value=is_value)
             )
         if not isinstance(spot.name, Event):
             quantity = {"input gradient": "gradient"}.get(spot.what, spot.what)
             layers = [e.point.layer for e in self.order]
             title = f"code after {layers[-1]}, {spot.name}" if spot.what == "output" and layers else str(spot.name)
-            return Finding(quantity, str(spot.name), title, mismatch.kind, text, mismatch)
+            return Finding(quantity, str(spot.name), title, mismatch.kind, text, mismatch, spot=spot)
         event, layer = spot.name, spot.name.point.layer
         is_input = event.point.role == "input"
         call = event.call if any(e.point == event.point and e.call for e in self.order) else None
         if spot.what == "value" and is_input:
             title = f"code between {self.before(event)} and {self.title(layer)}{self.through(event)}"
-            return Finding("input", layer, title, mismatch.kind, text, mismatch, call=call)
+            return Finding("input", layer, title, mismatch.kind, text, mismatch, call=call, spot=spot)
         if spot.what == "value":
-            return Finding("output", layer, self.title(layer), mismatch.kind, text, mismatch, call=call)
+            return Finding("output", layer, self.title(layer), mismatch.kind, text, mismatch, call=call, spot=spot)
         if is_input:
             title = f"{self.title(layer)}, by its input"
-            return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call)
+            return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call, spot=spot)
         title = f"code between {self.title(layer)} and {self.after(event)}"
         text = self.contribution(event, got, expected) or text
-        return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call)
+        return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call, spot=spot)
 
     def cause(self, spot: Spot, got: np.ndarray, expected: np.ndarray) -> str:
         """The convention by which the side that is PyTorch's gives what the other one does; empty where none does."""
@@ -387,9 +436,14 @@ class Findings:
             return "the difference is as large, and as random, as that of rounding to bfloat16 or float16"
         return ""
 
-    def scales(self, expected: np.ndarray) -> dict[str, np.ndarray]:
-        """What an array would be if a dropout scaled it twice, or not at all."""
+    def instead(self, spot: Spot, expected: np.ndarray) -> dict[str, np.ndarray]:
+        """What an array would be if a dropout scaled it twice, or not at all, or if it were another output."""
         found: dict[str, np.ndarray] = {}
+        if spot.what == "output":
+            outputs = self.case._wide[0].outputs
+            found |= {
+                f"it is what the reference returns as {path}": x for path, x in outputs.items() if path != spot.name
+            }
         for mask in self.case._wide[1].masks:
             found["dropout divides by the probability to keep twice"] = expected / mask.probability
             found["dropout does not divide by the probability to keep"] = expected * mask.probability
@@ -463,7 +517,8 @@ class Findings:
 
     def in_another_order(self, findings: list[Finding]) -> Iterator[Finding]:
         """The findings, those that are there since layers run in another order as one; or since layers never run."""
-        names, rank, moved = [unit.reference for unit in self.case.units], self.rank, self.moved_layers
+        names = [unit.reference for unit in self.case.units if not unit.is_block]
+        rank, moved = self.rank, self.moved_layers
         if not moved or not any(f.path in moved and f.quantity in ("input", "output") for f in findings):
             yield from self.with_layers_left_out(findings)
             return
@@ -488,7 +543,7 @@ class Findings:
     @cached_property
     def moved_layers(self) -> frozenset[str]:
         """Layers that run in another order in the port, where one of each pair receives other numbers."""
-        names = [unit.reference for unit in self.case.units if unit.reference in self.rank]
+        names = [unit.reference for unit in self.case.units if unit.reference in self.rank and not unit.is_block]
         wrong = {s.name.point.layer for s in self.failing if isinstance(s.name, Event) and self.is_wrong(s)}
         return frozenset(
             layer
@@ -546,6 +601,13 @@ class Findings:
         """The reference's events in the order in which their counterparts come in the port."""
         return [self.case.plan[event] for event in self.case._port_scout[1].shapes if event in self.case.plan]
 
+    def is_detached(self, finding: Finding) -> bool:
+        """Whether a gradient of code between layers differs by what is detached somewhere, or by nothing known."""
+        name = finding.spot.name
+        is_code = finding.spot.what == "cotangent" and isinstance(name, Event) and name.point.role == "output"
+        is_known = not re.match(ANYTHING, finding.explanation) and not finding.explanation.endswith(DETACHED)
+        return (is_code or finding.spot.what == "input gradient") and not is_known and finding.kind == "semantic"
+
     def folded(self, findings: list[Finding]) -> Iterator[Finding]:
         """Each cause once: those of layers that are alike but for their numbers, and differ alike, are one."""
         groups: dict[tuple[str, ...], list[Finding]] = {}
@@ -554,8 +616,14 @@ class Findings:
             alike: tuple[str, ...] = (finding.quantity, place, alike_but_for_numbers(finding))
             if finding.kind == "single precision":
                 alike = ()
-            elif finding.explanation.startswith(AGREES) or finding.quantity == "gradient":
-                alike = ((finding.quantity == "gradient" and "gradient") or "", finding.explanation)
+            elif finding.explanation.startswith(AGREES):
+                alike = (finding.explanation,)
+            elif finding.quantity == "gradient" and not self.case.units:
+                alike = ("gradient",)  # of which nothing tells where in the model it goes wrong
+            elif self.is_detached(finding):
+                alike = ("gradient of code",)
+            elif finding.quantity == "gradient":
+                alike = ("gradient", finding.explanation)
             groups.setdefault((finding.kind, *alike), []).append(finding)
         merged: dict[object, list[Finding]] = {}
         for key, group in groups.items():  # one array, that goes to several layers
@@ -563,11 +631,16 @@ class Findings:
             same = key if m is None or m.kind != "semantic" else (group[0].quantity == "gradient", m.got, m.expected)
             merged.setdefault(same, []).extend(group)
         for first, *rest in merged.values():
+            told = [finding.explanation for finding in rest if finding.explanation.endswith(DETACHED)]
+            if told and re.match(ANYTHING, first.explanation):
+                first = replace(first, explanation=told[0])
             paths = dict.fromkeys(finding.path for finding in rest if finding.path != first.path)
-            yield replace(first, also=tuple(paths))
+            yield replace(first, also=tuple(dict.fromkeys((*first.also, *paths))))
 
 
 AGREES = "the two agree if"
+DETACHED = "detached"  # how an explanation ends by which a gradient does not come back somewhere
+ANYTHING = r"it is up to|it differs in"  # how an explanation begins that says no more than that there is a difference
 
 
 def is_worse(before: Comparison, after: Comparison, spot: Spot) -> bool:
@@ -583,9 +656,14 @@ def alike_but_for_numbers(finding: Finding) -> str:
     return re.sub(r"\d[\d.e+-]*", "#", finding.explanation)
 
 
-def listed(names: list[str]) -> str:
+def listed(names: list[str], between: str = ", ") -> str:
     """Names in a row; of many the first ones."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return between.join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def whole(name: str) -> str:
+    """The path of an array, of a part of it."""
+    return name.partition("[")[0]
 
 
 def outermost(layers: list[str]) -> list[str]:

@@ -23,7 +23,8 @@ BODY = """
 precision.</p>
 <table>
 <tr><th>layer<th>in the port<th>verdict<th>forward<th>backward
-{% for row in report.layers %}<tr><td>{{ row.reference }} ({{ row.kinds[0] }})<td>{{ row.port }} ({{ row.kinds[1] }})
+{% for row in report.layers %}<tr>{% for name, kind in ((row.reference, row.kinds[0]), (row.port, row.kinds[1])) -%}
+<td>{{ name }}{{ " (" ~ kind ~ ")" if kind }}{% endfor %}
 <td class="{{ classes[row.verdict] }}">{{ row.verdict }}
 {%- for way in (row.forward, row.backward) %}<td>
 {%- for precision, value in way.items() %}{{ "%.3g" | format(value) }} {{ precision }}{{ ", " if not loop.last }}

@@ -181,7 +181,11 @@ class ModelReport:
             "port": {"name": self.port, "framework": self.port_framework},
             "ok": self.ok,
             "findings": [
-                {**asdict(finding), "mismatch": finding.mismatch and finding.mismatch._asdict(), "text": str(finding)}
+                {
+                    **{key: value for key, value in asdict(finding).items() if key != "spot"},
+                    "mismatch": finding.mismatch and finding.mismatch._asdict(),
+                    "text": str(finding),
+                }
                 for finding in self.findings
             ],
             "layers": [row._asdict() for row in self.layers],

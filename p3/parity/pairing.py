@@ -93,6 +93,7 @@ class Unit(NamedTuple):
     Attributes
     ----------
     reference, port : their paths
+    is_block : whether it has other units in it, so that only what it returns is compared
     number, stacked : the layer's number among those that the port's layer has stacked parameters of, and how many
     """
 
@@ -100,6 +101,10 @@ class Unit(NamedTuple):
     port: str
     number: int = 0
     stacked: int = 1
+    is_block: bool = False
+
+
+Instance = tuple[str, int, int]  # of a layer: its path, its number among those that are stacked, and how many these are
 
 
 class Target(NamedTuple):
@@ -151,7 +156,7 @@ def is_stacked(paths: Sequence[str]) -> bool:
 
 def layers_of(
     parameters: Sequence[Parameter], tags: Mapping[str, tuple[frozenset[int], ...]], called: Sequence[str]
-) -> dict[tuple[str, int, int], frozenset[int]]:
+) -> dict[Instance, frozenset[int]]:
     """For each layer that is called, and each number of it where its parameters are stacked, the links that it has."""
     owned: dict[str, list[tuple[frozenset[int], ...]]] = {layer: [] for layer in called}
     for parameter in parameters:
@@ -185,7 +190,7 @@ def units_of(
     sides = []
     for parameters, shapes, is_torch in (reference, port):
         called = tuple(dict.fromkeys(event.point.layer for event in shapes))
-        by_tags: dict[frozenset[int], list[tuple[str, int, int]]] = {}
+        by_tags: dict[frozenset[int], list[Instance]] = {}
         for layer, tags in layers_of(parameters, tags_of(match, is_torch), called).items():
             by_tags.setdefault(tags, []).append(layer)
         sides.append(by_tags)
@@ -199,9 +204,27 @@ def units_of(
                 units.append(Unit(ours[0], theirs[0], max(ours[1], theirs[1]), max(ours[2], theirs[2])))
                 taken |= tags
                 break
+    units += blocks(units, sides, reference[1], port[1])
     units += without_parameters(units, reference[1], port[1])
     order = list(dict.fromkeys(event.point.layer for event in reference[1]))
     return tuple(sorted(units, key=lambda unit: order.index(unit.reference)))
+
+
+def blocks(
+    units: Sequence[Unit], sides: Sequence[Mapping[frozenset[int], Sequence[Instance]]], reference: Shapes, port: Shapes
+) -> list[Unit]:
+    """The pairs of layers that have other units in them, and the same parameters: the outermost where several have."""
+    known = {unit.reference for unit in units}
+    found = []
+    for tags in sides[0].keys() & sides[1].keys():
+        pairs = product(*(reversed(inside_out(side[tags])) for side in sides))
+        for ours, theirs in pairs:
+            is_block = any(layer.startswith(f"{ours[0]}.") for layer in known)
+            if is_block and fit(ours, reference, theirs, port):
+                number, stacked = max(ours[1], theirs[1]), max(ours[2], theirs[2])
+                found.append(Unit(ours[0], theirs[0], number, stacked, is_block=True))
+                break
+    return found
 
 
 def without_parameters(units: Sequence[Unit], reference: Shapes, port: Shapes) -> list[Unit]:
@@ -218,12 +241,12 @@ def without_parameters(units: Sequence[Unit], reference: Shapes, port: Shapes) -
     return found
 
 
-def inside_out(layers: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+def inside_out(layers: Sequence[Instance]) -> list[Instance]:
     """The layers, those within others before these, and else in order."""
     return sorted(layers, key=lambda one: sum(other[0].startswith(f"{one[0]}.") for other in layers))
 
 
-def fit(ours: tuple[str, int, int], reference: Shapes, theirs: tuple[str, int, int], port: Shapes) -> bool:
+def fit(ours: Instance, reference: Shapes, theirs: Instance, port: Shapes) -> bool:
     """Whether two layers are called as often, and return arrays that can be the same."""
     (mine, _, mine_count), (other, _, other_count) = ours, theirs
     returned, there = points(reference, mine, "output"), points(port, other, "output")
@@ -235,7 +258,7 @@ def plan_of(units: Sequence[Unit], reference: Shapes, port: Shapes, is_port_jax:
     """For each event of the port at a unit, that of the reference."""
     plan: dict[Event, Target] = {}
     for unit in units:
-        for role in ("input", "output"):
+        for role in ("output",) if unit.is_block else ("input", "output"):
             ours = points(reference, unit.reference, role)
             theirs = points(port, unit.port, role)
             for mine, other in paired(ours, theirs):

@@ -19,6 +19,10 @@ def blocks(text):
     return re.findall(r"^```(\w*)\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
 
 
+# What the two checks print.
+SHOWN = [block for language, block in blocks(README) if not language]
+
+
 def words(text):
     return " ".join(text.split())
 
@@ -79,10 +83,10 @@ def run_lines(folder):
 @pytest.mark.slow
 def test_every_command_runs_in_order_and_does_what_is_said_of_it(tmp_path):
     ran, errors = run_lines(tmp_path)
-    (check,) = [line for line in ran if line.line.startswith("p3 check")]
-    assert [(line.line, line.code) for line in ran if line.code] == [(check.line, 1)], errors
-    (shown,) = [block for language, block in blocks(README) if not language]
-    assert words(shown) in words(check.output)
+    checks = [line for line in ran if line.line.startswith("p3 check")]
+    assert [(line.line, line.code) for line in ran if line.code] == [(check.line, 1) for check in checks], errors
+    for shown, check in zip(SHOWN, checks, strict=True):
+        assert words(shown) in words(check.output)
     stopped, resumed = [line for line in ran if "--checkpoint run" in line.line]
     assert len(stopped.output.splitlines()) == 5
     assert 5 <= stopped.pieces < resumed.pieces == 200  # it is really stopped before it is resumed
@@ -93,8 +97,8 @@ def test_every_command_runs_in_order_and_does_what_is_said_of_it(tmp_path):
 
 
 def test_docs_show_the_same_output():
-    (shown,) = [block for language, block in blocks(README) if not language]
-    assert shown in (ROOT / "docs" / "checker.md").read_text(encoding="utf-8")
+    for shown, page in zip(SHOWN, ("checker.md", "models.md"), strict=True):
+        assert shown in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 def test_blocks_are_found():
