@@ -22,7 +22,7 @@ from p3.tolerance import LIKELY
 
 STEP = 2.0**-20  # by what fraction numbers are moved to find out how large the terms of results are
 MOVES = (2.0**-18, 2.0**-6)  # the steps to see whether a difference changes with the inputs
-PRECISIONS = ("float64", "float32")
+HALVES = ("bfloat16", "float16")
 
 Axes = tuple[int, ...]
 What = Literal["input", "output", "gradient", "state", "parameter"]
@@ -52,7 +52,7 @@ class Comparison:
     sizes : of each array, that of the terms that it is the sum of
     measures : how far apart the sides are, by precision
     arrays : the sides' arrays in the reference's layout, where they are further apart than the tolerance
-    dtypes : the dtypes of both, where these differ
+    dtypes : the dtypes of both, where these differ in float32 or in half precision
     """
 
     def __init__(self, sizes: Mapping[Spot, float]) -> None:
@@ -63,9 +63,11 @@ class Comparison:
         self.dtypes: dict[Spot, tuple[str, str]] = {}
 
     def see(self, spot: Spot, precision: str, got: np.ndarray, expected: np.ndarray) -> None:
-        """Compare one array."""
-        if got.dtype != expected.dtype and is_inexact(expected):
+        """Compare one array; one that is in half precision in the reference is measured in that."""
+        if got.dtype != expected.dtype and is_inexact(expected) and precision != "float64":
             self.dtypes.setdefault(spot, (got.dtype.name, expected.dtype.name))
+        if expected.dtype.name in HALVES:
+            precision = expected.dtype.name
         if got.shape != expected.shape:
             found = Measure(np.inf, 0.0, got.size, epsilons=np.inf)
         else:
@@ -215,6 +217,32 @@ class ModelCase:
     given: Mapping[str, Any] | Match = field(default_factory=dict)
     seed: int = 0
     masks: list[Mask] = field(default_factory=list)
+
+    @cached_property
+    def precisions(self) -> tuple[str, ...]:
+        """
+        In which the layers are compared: where a model holds parameters in half precision, in that as well.
+
+        What computes in half precision whatever it is given, as under autocast, is compared in that alone: it rounds
+        float32 so, and may not round float64.
+        """
+        if self.mixed:
+            return (self.mixed,)
+        held = dict.fromkeys(p.array.dtype.name for p in (*self.reference_parameters, *self.port_parameters))
+        return ("float64", "float32", *(name for name in held if name in HALVES))
+
+    @cached_property
+    def mixed(self) -> str:
+        """The half precision that the reference computes in where it is given float32; empty where it does not."""
+        run, tape, _ = self._reference_scout
+        dtypes = [*(dtype for _, dtype in tape.shapes.values()), *(y.dtype for y in run.outputs.values())]
+        return next((dtype.name for dtype in dtypes if dtype.name in HALVES), "")
+
+    def run_in(self, precision: str) -> tuple[str, str]:
+        """The precision of inputs, and that of parameters, where it is empty as they are, of a run in a precision."""
+        if precision not in HALVES:
+            return precision, precision
+        return ("float32" if self.mixed else precision), ""
 
     @property
     def is_torch_first(self) -> bool:
@@ -373,8 +401,8 @@ class ModelCase:
         return quietly(
             self.reference,
             self.structure,
-            at_precision(tuple(moved(x) for x in self.inputs), precision),
-            precision,
+            at_precision(tuple(moved(x) for x in self.inputs), self.run_in(precision)[0]),
+            self.run_in(precision)[1],
             values,
             tape,
             None if forward else cotangents,
@@ -396,7 +424,7 @@ class ModelCase:
         values = self.values
         if moved.by:
             values = self.to_port({p.path: moved(wide(p.array)) for p in self.reference_parameters})
-        inputs = at_precision(tuple(moved(x) for x in self.inputs), precision)
+        inputs = at_precision(tuple(moved(x) for x in self.inputs), self.run_in(precision)[0])
 
         def cotangents(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             found = {}
@@ -410,7 +438,7 @@ class ModelCase:
             self.port,
             self.structure,
             tuple(layout.to_port(x) for layout, x in zip(self._port_scout[3], inputs, strict=True)),
-            precision,
+            self.run_in(precision)[1],
             values,
             tape,
             None if forward else cotangents,
@@ -575,7 +603,7 @@ class ModelCase:
     def by_layer(self) -> Comparison:
         """The layers, each at what the reference's layer had."""
         found = Comparison(self.sizes)
-        for precision in PRECISIONS:
+        for precision in self.precisions:
             self.compared(precision, found)
         return found
 
@@ -589,10 +617,14 @@ class ModelCase:
 
     @cached_property
     def from_end_to_end(self) -> Comparison:
-        """The models as they are, in float64."""
+        """The models as they are, in float64, or in the half precision that the reference computes in."""
         found = Comparison(self.sizes_from_end_to_end)
-        for spot, got, expected in self.ends(self._wide[0], self.from_end_to_end_run):
-            found.see(spot, "float64", got, expected)
+        run, port = self._wide[0], self.from_end_to_end_run
+        if self.mixed:
+            run, recording = self.recorded(self.mixed)
+            port = self.run_port(self.mixed, Planting({}, recording, nothing))
+        for spot, got, expected in self.ends(run, port):
+            found.see(spot, self.precisions[0], got, expected)
         return found
 
 

@@ -226,7 +226,7 @@ class Findings:
         return stage, -number if spot.what == "cotangent" else number, str(spot.name)
 
     def judged(self, comparison: Comparison, spot: Spot) -> Mismatch | None:
-        """A difference, and whether it is of single precision; None where it is a matter of luck in float32."""
+        """A difference, and whether it is of single precision; None where it is luck in less than float64."""
         measures = comparison.measures[spot]
         mismatch = judge(measures)
         assert mismatch is not None
@@ -236,7 +236,7 @@ class Findings:
                 return mismatch._replace(kind="single precision")
             return mismatch
         again = self.moved[1].measures.get(spot, {})
-        persists = "float32" in again and judge({"float32": again["float32"]}) is not None
+        persists = mismatch.precision in again and judge({mismatch.precision: again[mismatch.precision]}) is not None
         return mismatch if persists else None
 
     @cached_property
@@ -245,7 +245,7 @@ class Findings:
         found = []
         for by in MOVES:
             comparison = Comparison(self.case.sizes)
-            for precision in ("float64", "float32"):
+            for precision in self.case.precisions:
                 self.case.compared(precision, comparison, moved=Moves(by, self.case.seed + 1))
             found.append(comparison)
         return found[0], found[1]
@@ -266,7 +266,7 @@ class Findings:
     @cached_property
     def is_right_from_end_to_end(self) -> bool:
         """Whether outputs, gradients and states agree to rounding in float64, with nothing put in."""
-        return not self.case.from_end_to_end.failing and not self.case.from_end_to_end.dtypes
+        return not self.case.from_end_to_end.failing
 
     @cached_property
     def own(self) -> frozenset[Event]:
@@ -283,23 +283,45 @@ class Findings:
         own: frozenset[Event] = frozenset()
         for spot in spots[:MOST_RUNS]:
             assert isinstance(spot.name, Event)
-            if spot not in before.failing or spot.name.point.layer in self.moved_layers:
+            is_known = spot.name.point.layer in self.moved_layers or spot in self.case.by_layer.dtypes
+            if spot not in before.failing or is_known:
                 continue
             trial = own | {spot.name}
             after = Comparison(self.case.sizes)
-            self.case.compared("float64", after, trial)
-            if not any(is_worse(before, after, other) for other in after.failing if other != spot):
+            self.case.compared(self.case.precisions[0], after, trial)
+            if not any(self.is_worse(before, after, other) for other in after.failing if other != spot):
                 own, before = trial, after
         return own
 
+    def is_worse(self, before: Comparison, after: Comparison, spot: Spot) -> bool:
+        """Whether a value differs by much more than before."""
+        if spot.what not in ("value", "output", "state"):
+            return False
+        precision = self.case.precisions[0]
+        now, then = after.measures[spot][precision], before.measures[spot].get(precision)
+        return now.beyond > 0 and (then is None or not now.epsilons <= FEW.value * max(then.epsilons, then.limit))
+
     def values(self) -> Iterator[Finding]:
         """What differs in the forward pass."""
-        if self.is_right_from_end_to_end:
-            return
-        for spot, mismatch in self.failing.items():
-            if isinstance(spot.name, Event) and spot.name in self.own:
+        comparison = self.case.by_layer
+        for spot in sorted({*self.failing, *comparison.dtypes}, key=self.place):
+            name, mismatch = spot.name, self.failing.get(spot)
+            if spot in comparison.dtypes:
+                if spot.what == "output":
+                    yield self.of_dtype(spot, str(name), str(name))
+                elif spot.what == "value" and isinstance(name, Event) and name.point.role == "output":
+                    yield self.of_dtype(spot, name.point.layer, self.title(name.point.layer))
                 continue
-            yield self.finding(spot, mismatch, self.case.by_layer)
+            is_border = isinstance(name, Event) and name in self.own
+            if mismatch is None or is_border or (mismatch.precision == "float64" and self.is_right_from_end_to_end):
+                continue
+            yield self.finding(spot, mismatch, comparison)
+
+    def of_dtype(self, spot: Spot, path: str, title: str) -> Finding:
+        """That an array has another dtype."""
+        got, expected = self.case.by_layer.dtypes[spot]
+        text = f"it is {got} in the port, and {expected} in the reference"
+        return Finding("output", path, title, "semantic", text, spot=spot)
 
     # gradients
 
@@ -317,20 +339,19 @@ class Findings:
         if not self.silent and not self.own:
             return self.case.by_layer
         found = Comparison(self.case.sizes)
-        for precision in ("float64", "float32"):
+        for precision in self.case.precisions:
             self.case.compared(precision, found, self.own, self.silent)
         return found
 
     def gradients(self) -> Iterator[Finding]:
         """What differs in the backward pass."""
-        if self.is_right_from_end_to_end:
-            return
         spots = [s for s in self.backward.failing if s.what in ("cotangent", "gradient", "input gradient")]
         for spot in sorted(spots, key=self.place):
             if isinstance(spot.name, Event) and (spot.name in self.own or self.is_reordered):
                 continue
             mismatch = self.judged(self.backward, spot)
-            if mismatch is not None:
+            is_right = self.is_right_from_end_to_end and mismatch is not None and mismatch.precision == "float64"
+            if mismatch is not None and not is_right:
                 yield self.finding(spot, mismatch, self.backward)
 
     # words
@@ -433,7 +454,7 @@ class Findings:
             return ""
         off = mismatch.epsilons * epsilon("float64") / epsilon("bfloat16")
         if HALF_INSIDE.value <= off <= HALF_PARITY.epsilons and not self.is_smooth(comparison, spot):
-            return "the difference is as large, and as random, as that of rounding to bfloat16 or float16"
+            return ROUNDED
         return ""
 
     def instead(self, spot: Spot, expected: np.ndarray) -> dict[str, np.ndarray]:
@@ -611,6 +632,7 @@ class Findings:
     def folded(self, findings: list[Finding]) -> Iterator[Finding]:
         """Each cause once: those of layers that are alike but for their numbers, and differ alike, are one."""
         groups: dict[tuple[str, ...], list[Finding]] = {}
+        dtypes = self.case.by_layer.dtypes
         for finding in findings:
             place = re.sub(r"\d+", "#", finding.path)
             alike: tuple[str, ...] = (finding.quantity, place, alike_but_for_numbers(finding))
@@ -618,6 +640,8 @@ class Findings:
                 alike = ()
             elif finding.explanation.startswith(AGREES):
                 alike = (finding.explanation,)
+            elif dtypes and (finding.spot in dtypes or finding.explanation == ROUNDED):
+                alike = ("dtype",)
             elif finding.quantity == "gradient" and not self.case.units:
                 alike = ("gradient",)  # of which nothing tells where in the model it goes wrong
             elif self.is_detached(finding):
@@ -638,17 +662,10 @@ class Findings:
             yield replace(first, also=tuple(dict.fromkeys((*first.also, *paths))))
 
 
+ROUNDED = "the difference is as large, and as random, as that of rounding to bfloat16 or float16"
 AGREES = "the two agree if"
 DETACHED = "detached"  # how an explanation ends by which a gradient does not come back somewhere
 ANYTHING = r"it is up to|it differs in"  # how an explanation begins that says no more than that there is a difference
-
-
-def is_worse(before: Comparison, after: Comparison, spot: Spot) -> bool:
-    """Whether a value differs by much more than before."""
-    if spot.what not in ("value", "output", "state"):
-        return False
-    now, then = after.measures[spot]["float64"], before.measures[spot].get("float64")
-    return now.beyond > 0 and (then is None or not now.epsilons <= FEW.value * max(then.epsilons, then.limit))
 
 
 def alike_but_for_numbers(finding: Finding) -> str:
