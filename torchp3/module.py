@@ -17,7 +17,8 @@ from p3.parity.match import Parameter
 from p3.parity.module import Arrays, Cotangents, Mode, Module, Run, parents
 from p3.parity.tape import Tape
 from p3.parity.tree import Structure, leaves
-from torchp3.conventions import Applying, ByConvention, confusions
+from torchp3.confusions import Applying, confusions
+from torchp3.conventions import ByConvention
 from torchp3.dropout import masks_seen
 from torchp3.function import from_array, from_arrays, is_inexact, pull_back, to_array
 from torchp3.tap import TAPE, watched

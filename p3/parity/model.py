@@ -234,7 +234,7 @@ class ModelCase:
     @cached_property
     def mixed(self) -> str:
         """The half precision that the reference computes in where it is given float32; empty where it does not."""
-        run, tape, _ = self._reference_scout
+        run, tape, _ = self.reference_scout
         dtypes = [*(dtype for _, dtype in tape.shapes.values()), *(y.dtype for y in run.outputs.values())]
         return next((dtype.name for dtype in dtypes if dtype.name in HALVES), "")
 
@@ -250,7 +250,8 @@ class ModelCase:
         return self.reference.is_torch
 
     @cached_property
-    def _reference_scout(self) -> tuple[Run, Shapes, str]:
+    def reference_scout(self) -> tuple[Run, Shapes, str]:
+        """A run of the reference in float32, what its layers see of it, and the way to call it."""
         errors = []
         for way in self.reference.ways:
             tape = Shapes()
@@ -286,9 +287,9 @@ class ModelCase:
         return tuple(layout.to_port(x) for layout, x in zip(axes, at_precision(self.inputs, "float32"), strict=True))
 
     @cached_property
-    def _port_scout(self) -> tuple[Run, Shapes, str, tuple[Layout, ...]]:
+    def port_scout(self) -> tuple[Run, Shapes, str, tuple[Layout, ...]]:
         """A run of the port with the reference's parameters, in the way by which its outputs are the nearest."""
-        reference, shapes, _ = self._reference_scout
+        reference, shapes, _ = self.reference_scout
         masks = Recording(frozenset())
         masks.masks = shapes.masks
         runs = []
@@ -308,7 +309,7 @@ class ModelCase:
     @cached_property
     def reference_parameters(self) -> tuple[Parameter, ...]:
         """What the reference holds."""
-        return self.reference.parameters(self._reference_scout[1].kinds)
+        return self.reference.parameters(self.reference_scout[1].kinds)
 
     @cached_property
     def port_parameters(self) -> tuple[Parameter, ...]:
@@ -343,20 +344,20 @@ class ModelCase:
         """The layers that are compared."""
         return units_of(
             self.match,
-            (self.reference_parameters, self._reference_scout[1].shapes, self.is_torch_first),
-            (self.port_parameters, self._port_scout[1].shapes, not self.is_torch_first),
+            (self.reference_parameters, self.reference_scout[1].shapes, self.is_torch_first),
+            (self.port_parameters, self.port_scout[1].shapes, not self.is_torch_first),
         )
 
     @cached_property
     def plan(self) -> dict[Event, Target]:
         """The counterparts of the port's events."""
-        return plan_of(self.units, self._reference_scout[1].shapes, self._port_scout[1].shapes, self.is_torch_first)
+        return plan_of(self.units, self.reference_scout[1].shapes, self.port_scout[1].shapes, self.is_torch_first)
 
     @cached_property
     def outputs(self) -> dict[str, tuple[str, Layout]]:
         """Of each output of the reference that the port has too, the port's path, and its layout."""
-        ours, theirs = self._reference_scout[0].outputs, self._port_scout[0].outputs
-        usual = usual_orders([t.layouts for t in self.plan.values()] + [(x,) for x in self._port_scout[3]])
+        ours, theirs = self.reference_scout[0].outputs, self.port_scout[0].outputs
+        usual = usual_orders([t.layouts for t in self.plan.values()] + [(x,) for x in self.port_scout[3]])
         found: dict[str, tuple[str, Layout]] = {}
         left = dict(theirs)
         for path, y in ours.items():
@@ -373,7 +374,7 @@ class ModelCase:
     def cotangents(self) -> dict[str, np.ndarray]:
         """Random ones, of the outputs that both have."""
         random = np.random.default_rng(self.seed)
-        shapes = {path: self._reference_scout[0].outputs[path] for path in self.outputs}
+        shapes = {path: self.reference_scout[0].outputs[path] for path in self.outputs}
         return {
             path: random.standard_normal(y.shape).astype(np.float32).astype(np.float64)
             for path, y in shapes.items()
@@ -407,7 +408,7 @@ class ModelCase:
             tape,
             None if forward else cotangents,
             mode or nullcontext(),
-            self._reference_scout[2],
+            self.reference_scout[2],
         )
 
     def run_port(
@@ -437,13 +438,13 @@ class ModelCase:
         return quietly(
             self.port,
             self.structure,
-            tuple(layout.to_port(x) for layout, x in zip(self._port_scout[3], inputs, strict=True)),
+            tuple(layout.to_port(x) for layout, x in zip(self.port_scout[3], inputs, strict=True)),
             self.run_in(precision)[1],
             values,
             tape,
             None if forward else cotangents,
             mode or nullcontext(),
-            self._port_scout[2],
+            self.port_scout[2],
         )
 
     def ends(self, reference: Run, port: Run) -> Iterator[tuple[Spot, np.ndarray, np.ndarray]]:
@@ -457,7 +458,7 @@ class ModelCase:
             if number in port.input_gradients:
                 yield (
                     Spot("input gradient", self.structure.paths[number]),
-                    self._port_scout[3][number].to_reference(port.input_gradients[number]),
+                    self.port_scout[3][number].to_reference(port.input_gradients[number]),
                     expected,
                 )
 
@@ -503,7 +504,8 @@ class ModelCase:
         return self.run_reference(precision, tape, moved), tape
 
     @cached_property
-    def _wide(self) -> tuple[Run, Recording]:
+    def base(self) -> tuple[Run, Recording]:
+        """A run of the reference in float64, and what its layers had."""
         return self.recorded("float64")
 
     @cached_property
@@ -512,7 +514,7 @@ class ModelCase:
         events = {target.event for target in self.plan.values()}
         return {
             event: Target(event, (Layout(tuple(range(x.ndim)), x.shape, x.shape),))
-            for event, x in self._wide[1].values.items()
+            for event, x in self.base[1].values.items()
             if event in events
         }
 
@@ -523,7 +525,7 @@ class ModelCase:
 
         Everything enters at the layer's border, so that this is the size for the layer alone.
         """
-        run, recording = self._wide
+        run, recording = self.base
         moves = Moves(STEP, self.seed)
         shifted = Recording(self.layers)
         shifted.values = {event: moves(x) for event, x in recording.values.items()}
@@ -544,7 +546,7 @@ class ModelCase:
     def sizes_from_end_to_end(self) -> dict[Spot, float]:
         """The same, where only the model's own inputs and parameters move."""
         moved = self.run_reference("float64", None, Moves(STEP, self.seed))
-        return {spot: size_of(got, expected, STEP) for spot, got, expected in self._own_ends(moved, self._wide[0])}
+        return {spot: size_of(got, expected, STEP) for spot, got, expected in self._own_ends(moved, self.base[0])}
 
     def _own_ends(self, moved: Run, still: Run) -> Iterator[tuple[Spot, np.ndarray, np.ndarray]]:
         """What two runs of the reference come to."""
@@ -567,10 +569,10 @@ class ModelCase:
         """Run the port on what the reference's layers had."""
         silent = silent or Silent()
         is_plain = precision == "float64" and moved is None
-        run, recording = self._wide if is_plain else self.recorded(precision, moved)
+        run, recording = self.base if is_plain else self.recorded(precision, moved)
         expected = recording
         if silent:
-            run, expected = self._silenced(precision, recording, own, silent, moved)
+            run, expected = self.silenced(precision, recording, own, silent, moved)
 
         def see(spot: Spot, got: np.ndarray, expected: np.ndarray) -> None:
             into.see(spot, precision, got, expected)
@@ -585,7 +587,7 @@ class ModelCase:
             if left is not None and precision not in into.measures.get(spot, {}):  # nothing goes back there in the port
                 into.see(spot, precision, np.zeros_like(left), left)
 
-    def _silenced(
+    def silenced(
         self, precision: str, recording: Recording, own: frozenset[Event], silent: "Silent", moved: "Moves | None"
     ) -> tuple[Run, Recording]:
         """The reference's cotangents and gradients where nothing goes back through some events."""
@@ -610,7 +612,7 @@ class ModelCase:
     @cached_property
     def from_end_to_end_run(self) -> Run:
         """A run of the port in float64, where nothing is put in but what the reference's dropouts have kept."""
-        tape = Planting({}, self._wide[1], nothing)
+        tape = Planting({}, self.base[1], nothing)
         run = self.run_port("float64", tape)
         self.masks.extend(tape.masks)
         return run
@@ -619,7 +621,7 @@ class ModelCase:
     def from_end_to_end(self) -> Comparison:
         """The models as they are, in float64, or in the half precision that the reference computes in."""
         found = Comparison(self.sizes_from_end_to_end)
-        run, port = self._wide[0], self.from_end_to_end_run
+        run, port = self.base[0], self.from_end_to_end_run
         if self.mixed:
             run, recording = self.recorded(self.mixed)
             port = self.run_port(self.mixed, Planting({}, recording, nothing))

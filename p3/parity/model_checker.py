@@ -89,11 +89,11 @@ def notes(case: ModelCase) -> list[str]:
     found = []
     if not case.match.is_loaded:
         found.append("The two held different numbers; the reference's parameters were put into a copy of the port.")
-    changed = [str(layout) for layout in case._port_scout[3] if not layout.is_identity]
+    changed = [str(layout) for layout in case.port_scout[3] if not layout.is_identity]
     if changed:
         found.append(f"The port takes its inputs with {changed[0]}.")
-    if case._port_scout[2]:
-        found.append(f"The port is {case._port_scout[2]}.")
+    if case.port_scout[2]:
+        found.append(f"The port is {case.port_scout[2]}.")
     for name, only in (("PyTorch", case.match.torch_only), ("JAX", case.match.jax_only)):
         if only:
             found.append(f"Only {name} has {', '.join(map(str, only[:8]))}{' and more' * (len(only) > 8)}.")

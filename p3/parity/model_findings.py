@@ -87,13 +87,21 @@ class Findings:
     def __init__(self, case: ModelCase) -> None:
         """Nothing has been looked at."""
         self.case = case
-        self.kinds = {
-            "reference": case._reference_scout[1].kinds,
-            "port": case._port_scout[1].kinds,
-        }
-        self.port_of = {unit.reference: unit.port for unit in case.units}
-        self.is_reordered = False  # whether layers are found to run in another order
-        self.order = {event: k for k, event in enumerate(case._wide[1].values)}
+
+    @cached_property
+    def kinds(self) -> dict[str, dict[str, str]]:
+        """The classes of the layers of both models."""
+        return {"reference": self.case.reference_scout[1].kinds, "port": self.case.port_scout[1].kinds}
+
+    @cached_property
+    def port_of(self) -> dict[str, str]:
+        """The counterparts of the reference's layers."""
+        return {unit.reference: unit.port for unit in self.case.units}
+
+    @cached_property
+    def order(self) -> dict[Event, int]:
+        """The events of the reference, in order."""
+        return {event: k for k, event in enumerate(self.case.base[1].values)}
 
     @cached_property
     def all(self) -> tuple[Finding, ...]:
@@ -148,7 +156,7 @@ class Findings:
             frozenset(case.itself) - {spot.name},
             frozenset(case.outputs) - {str(spot.name) if spot.what == "output" else ""},
         )
-        run, recording = case._silenced("float64", case._wide[1], frozenset(), silent, None)
+        run, recording = case.silenced("float64", case.base[1], frozenset(), silent, None)
         layers = {e for e, v in recording.cotangents.items() if e.point.role == "output" and np.any(v)}
         return frozenset({*layers, *(number for number, v in run.input_gradients.items() if np.any(v))})
 
@@ -194,7 +202,7 @@ class Findings:
         ours, theirs = (ours, theirs) if case.is_torch_first else (theirs, ours)
         back = {unit.port: unit.reference for unit in case.units}
         # One without a gradient is not used. Of one the port may lack a part alone.
-        used = [name for name in ours if np.any(case._wide[0].gradients.get(whole(name), np.zeros(1)))]
+        used = [name for name in ours if np.any(case.base[0].gradients.get(whole(name), np.zeros(1)))]
         if used:
             paths = [whole(name) for name in used]
             text = f"the port has no {listed(used, ' and no ')}"
@@ -347,7 +355,7 @@ class Findings:
         """What differs in the backward pass."""
         spots = [s for s in self.backward.failing if s.what in ("cotangent", "gradient", "input gradient")]
         for spot in sorted(spots, key=self.place):
-            if isinstance(spot.name, Event) and (spot.name in self.own or self.is_reordered):
+            if isinstance(spot.name, Event) and (spot.name in self.own or self.moved_layers):
                 continue
             mismatch = self.judged(self.backward, spot)
             is_right = self.is_right_from_end_to_end and mismatch is not None and mismatch.precision == "float64"
@@ -369,7 +377,7 @@ class Findings:
 
     def through(self, event: Event) -> str:
         """The layers of the reference alone that run before an event, and after the last layer that is compared."""
-        shapes = list(self.case._reference_scout[1].shapes)
+        shapes = list(self.case.reference_scout[1].shapes)
         layers: list[str] = []
         for each in shapes[: shapes.index(event)]:
             layers = [] if each in self.order else [*layers, each.point.layer]
@@ -378,7 +386,7 @@ class Findings:
 
     def contribution(self, event: Event, got: np.ndarray, expected: np.ndarray) -> str:
         """Through which layer alone a cotangent comes back, or through which none does; empty where neither is so."""
-        recording = self.case._wide[1]
+        recording = self.case.base[1]
         bound = EXPLAINED.value * greatest(wide(got) - wide(expected))
         for other, part in recording.cotangents.items():
             is_later = other.point.role == "input" and self.order[other] > self.order[event]
@@ -461,18 +469,18 @@ class Findings:
         """What an array would be if a dropout scaled it twice, or not at all, or if it were another output."""
         found: dict[str, np.ndarray] = {}
         if spot.what == "output":
-            outputs = self.case._wide[0].outputs
+            outputs = self.case.base[0].outputs
             found |= {
                 f"it is what the reference returns as {path}": x for path, x in outputs.items() if path != spot.name
             }
-        for mask in self.case._wide[1].masks:
+        for mask in self.case.base[1].masks:
             found["dropout divides by the probability to keep twice"] = expected / mask.probability
             found["dropout does not divide by the probability to keep"] = expected * mask.probability
         return found
 
     def masks(self) -> str:
         """In what the dropouts of the two models differ, in words; empty where in nothing."""
-        ours, theirs = self.case._wide[1].masks, self.case.masks
+        ours, theirs = self.case.base[1].masks, self.case.masks
         if len(ours) != len(theirs):
             return f"the reference draws {len(ours)} dropout masks, and the port {len(theirs)}"
         for mine, other in zip(ours, theirs, strict=True):
@@ -492,7 +500,7 @@ class Findings:
         The mode is on in the layer whose output it is, or else in the code between layers.
         """
         case = self.case
-        run, recording = case._wide
+        run, recording = case.base
         found: list[np.ndarray] = []
         layer = spot.name.point.layer if isinstance(spot.name, Event) and spot.name.point.role == "output" else ""
         # A layer of which only the output is known begins after the layer before it.
@@ -548,7 +556,6 @@ class Findings:
         ours = [layer for layer in names if layer in moved]
         theirs = sorted(moved, key=rank.__getitem__)
         text = f"the layers run in another order: {listed(ours)} in the reference, and {listed(theirs)} in the port"
-        self.is_reordered = True
         yield replace(first, explanation=text)
         for finding in findings[findings.index(first) + 1 :]:
             # Later code gets other numbers then, and what differs there for another reason has that for its cause.
@@ -597,14 +604,14 @@ class Findings:
 
     def runs_before(self, layer: str, other: str) -> bool:
         """Whether a layer of the reference runs before another, or before the end."""
-        order = list(dict.fromkeys(e.point.layer for e in self.case._reference_scout[1].shapes))
+        order = list(dict.fromkeys(e.point.layer for e in self.case.reference_scout[1].shapes))
         return layer in order and (other not in order or order.index(layer) < order.index(other))
 
     @cached_property
     def left_out(self) -> list[str]:
         """The layers with parameters which the reference runs, and of which the port never runs the counterpart."""
         case = self.case
-        ran = {event.point.layer for event in case._port_scout[1].shapes}
+        ran = {event.point.layer for event in case.port_scout[1].shapes}
         if not ran:  # layers of the port are not known
             return []
         ours: dict[str, bool] = {}
@@ -614,13 +621,13 @@ class Findings:
                 layer, counterpart = mine.rpartition(".")[0], other.rpartition(".")[0]
                 runs = any(counterpart == name or counterpart.startswith(f"{name}.") for name in ran)
                 ours[layer] = ours.get(layer, False) or runs
-        called = {event.point.layer for event in case._reference_scout[1].shapes}
+        called = {event.point.layer for event in case.reference_scout[1].shapes}
         return [layer for layer, runs in ours.items() if not runs and layer in called]
 
     @cached_property
     def port_order(self) -> list[Target]:
         """The reference's events in the order in which their counterparts come in the port."""
-        return [self.case.plan[event] for event in self.case._port_scout[1].shapes if event in self.case.plan]
+        return [self.case.plan[event] for event in self.case.port_scout[1].shapes if event in self.case.plan]
 
     def is_detached(self, finding: Finding) -> bool:
         """Whether a gradient of code between layers differs by what is detached somewhere, or by nothing known."""

@@ -122,6 +122,7 @@ FILES_ONLY_IN = {
         "conventions",
     ): "a TorchFunctionMode sees the calls of PyTorch's functions; JAX's are traced to operations",
     ("jaxp3", "libraries"): "JAX has several libraries of layers, and PyTorch has one",
+    ("torchp3", "confusions"): "more conventions, of models",
     ("torchp3", "data_parallel"): "DistributedDataParallel takes a module, and each rank has a thread here",
     ("jaxp3", "sharding"): "jax.shard_map is a transform of a function, and one process has several devices",
 }
