@@ -644,6 +644,7 @@ def by_name(path: str) -> str:
     return re.sub(r"\.(weight|kernel|embedding|scale)$", ".weight", path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("is_shuffled", [False, True])
 def test_model_of_transformers(transformers, name, is_shuffled):
@@ -735,6 +736,7 @@ RENAMED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words"), RENAMED, ids=[name for name, _ in RENAMED])
 @pytest.mark.parametrize("is_shuffled", [False, True])
 def test_other_words(transformers, name, words, is_shuffled):
@@ -762,6 +764,7 @@ def stacked(parameters: Sequence[Parameter], pattern: str) -> list[Parameter]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GPT2LMHead", "BertForMaskedLM", "ViTForImageClassification", "LlamaForCausalLM"])
 def test_stacked_layers(transformers, name):
     mine, theirs = pair_of(transformers, name)
@@ -961,6 +964,7 @@ def faults(mine: Sequence[Parameter], theirs: Sequence[Parameter]) -> dict[str, 
     return {str(x.link.jax): x for x in compared(match(mine, theirs), mine, theirs) if not x.is_equal}
 
 
+@pytest.mark.slow
 def test_what_is_wrong(transformers):
     mine, theirs = pair_of(transformers, "BertForMaskedLM")
     mine = [replace(x, array=x.array.astype(np.float64)) for x in mine]

@@ -8,7 +8,7 @@ import p3
 from tests.support.models import Fault, Pair, pairs
 
 # What every run of the tests checks; the rest is slow.
-QUICK = ("mlp-nnx", "mlp-linen", "mlp-equinox", "mlp-function", "unet-linen", "dropout-linen")
+QUICK = ("mlp-nnx", "mlp-function", "unet-linen", "dropout-linen")
 PAIRS = pairs()
 # Faults that are found elsewhere than where a perfect tool would point, with what is named instead and the reason.
 ELSEWHERE: dict[tuple[str, str], tuple[str, str]] = {}
