@@ -1031,6 +1031,7 @@ def assigned(
         return (
             named(a, b)
             + (x.role == y.role)
+            + (a.parameter.layer == b.parameter.layer)
             + values * has_same_numbers(a, b)
             - KINDS_DIFFER * (all(kinds) and kinds[0] != kinds[1])
             + SIBLINGS * favoured.get((a.parameter.layer, b.parameter.layer), 0)

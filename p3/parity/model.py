@@ -53,6 +53,7 @@ class Comparison:
     measures : how far apart the sides are, by precision
     arrays : the sides' arrays in the reference's layout, where they are further apart than the tolerance
     dtypes : the dtypes of both, where these differ in float32 or in half precision
+    unseen : where no cotangent comes back in the port, and one does in the reference
     """
 
     def __init__(self, sizes: Mapping[Spot, float]) -> None:
@@ -61,6 +62,7 @@ class Comparison:
         self.measures: dict[Spot, dict[str, Measure]] = {}
         self.arrays: dict[Spot, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
         self.dtypes: dict[Spot, tuple[str, str]] = {}
+        self.unseen: set[Spot] = set()
 
     def see(self, spot: Spot, precision: str, got: np.ndarray, expected: np.ndarray) -> None:
         """Compare one array; one that is in half precision in the reference is measured in that."""
@@ -586,6 +588,7 @@ class ModelCase:
             left = expected.cotangents.get(target.event)
             if left is not None and precision not in into.measures.get(spot, {}):  # nothing goes back there in the port
                 into.see(spot, precision, np.zeros_like(left), left)
+                into.unseen.add(spot)
 
     def silenced(
         self, precision: str, recording: Recording, own: frozenset[Event], silent: "Silent", moved: "Moves | None"

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from p3.parity.match import Comparison, Match, compared
 from p3.parity.model import ModelCase, make_case
 from p3.parity.model_findings import Findings
@@ -32,10 +34,12 @@ def check_model(
     ]
     findings = Findings(case)
     stages.append(("looking for causes", lambda: findings.all))
-    for done, (name, run) in enumerate(stages):
-        if progress is not None:
-            progress(name, done, len(stages))
-        run()
+    with np.errstate(all="ignore"):  # of masks that are the least number, and of whatever the models compute
+        for done, (name, run) in enumerate(stages):
+            if progress is not None:
+                progress(name, done, len(stages))
+            run()
+        layers = layer_rows(case, findings)
     return ModelReport(
         reference.name,
         reference.framework,
@@ -43,7 +47,7 @@ def check_model(
         port.framework,
         findings.all,
         tuple(match_row(case, found) for found in compared(case.match, *case.torch_and_jax)),
-        layer_rows(case, findings),
+        layers,
         case.match,
         tuple(notes(case)),
     )

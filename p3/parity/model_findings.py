@@ -100,8 +100,8 @@ class Findings:
 
     @cached_property
     def order(self) -> dict[Event, int]:
-        """The events of the reference, in order."""
-        return {event: k for k, event in enumerate(self.case.base[1].values)}
+        """The events of the reference that are compared, in order."""
+        return {event: k for k, event in enumerate(self.case.itself)}
 
     @cached_property
     def all(self) -> tuple[Finding, ...]:
@@ -136,7 +136,8 @@ class Findings:
         found: list[Finding] = []
         sources: dict[int, frozenset[object]] = {}
         for finding in findings:
-            is_code = finding.quantity == "input" or finding.spot.what == "output"
+            is_block = any(unit.is_block and unit.reference == finding.path for unit in self.case.units)
+            is_code = finding.quantity == "input" or finding.spot.what == "output" or is_block
             if not is_code or finding.kind != "semantic" or finding.explanation.startswith(AGREES):
                 found.append(finding)
                 continue
@@ -358,9 +359,29 @@ class Findings:
             if isinstance(spot.name, Event) and (spot.name in self.own or self.moved_layers):
                 continue
             mismatch = self.judged(self.backward, spot)
+            if self.follows_from_nothing(spot):
+                continue
             is_right = self.is_right_from_end_to_end and mismatch is not None and mismatch.precision == "float64"
             if mismatch is not None and not is_right:
                 yield self.finding(spot, mismatch, self.backward)
+
+    def follows_from_nothing(self, spot: Spot) -> bool:
+        """
+        Whether a gradient is 0 since JAX takes something later for a constant, so that nothing comes back at all.
+
+        The last layer to which nothing comes back is told, and none before it, nor its own parameters.
+        """
+        if spot in self.backward.unseen and isinstance(spot.name, Event) and spot.name.point.role == "input":
+            return True  # told of the layer that the input comes from
+        unseen = [s.name for s in self.backward.unseen if isinstance(s.name, Event) and s in self.backward.failing]
+        outputs = [event for event in unseen if event.point.role == "output" and event in self.order]
+        if not outputs:
+            return False
+        last = max(outputs, key=self.order.__getitem__)
+        if spot in self.backward.unseen:
+            return spot.name != last
+        layers = {event.point.layer for event in outputs}
+        return spot.what == "gradient" and str(spot.name).rpartition(".")[0] in layers
 
     # words
 
@@ -389,7 +410,7 @@ class Findings:
         recording = self.case.base[1]
         bound = EXPLAINED.value * greatest(wide(got) - wide(expected))
         for other, part in recording.cotangents.items():
-            is_later = other.point.role == "input" and self.order[other] > self.order[event]
+            is_later = other.point.role == "input" and self.order.get(other, -1) > self.order[event]
             if not is_later or part.shape != got.shape:
                 continue
             if greatest(wide(got) - part) <= bound:
@@ -470,9 +491,7 @@ class Findings:
         found: dict[str, np.ndarray] = {}
         if spot.what == "output":
             outputs = self.case.base[0].outputs
-            found |= {
-                f"it is what the reference returns as {path}": x for path, x in outputs.items() if path != spot.name
-            }
+            found |= {f"{ANOTHER_OUTPUT} {path}": x for path, x in outputs.items() if path != spot.name}
         for mask in self.case.base[1].masks:
             found["dropout divides by the probability to keep twice"] = expected / mask.probability
             found["dropout does not divide by the probability to keep"] = expected * mask.probability
@@ -655,6 +674,8 @@ class Findings:
                 alike = ("gradient of code",)
             elif finding.quantity == "gradient":
                 alike = ("gradient", finding.explanation)
+            elif finding.explanation.startswith(ANOTHER_OUTPUT):
+                alike = (ANOTHER_OUTPUT,)
             groups.setdefault((finding.kind, *alike), []).append(finding)
         merged: dict[object, list[Finding]] = {}
         for key, group in groups.items():  # one array, that goes to several layers
@@ -671,12 +692,15 @@ class Findings:
 
 ROUNDED = "the difference is as large, and as random, as that of rounding to bfloat16 or float16"
 AGREES = "the two agree if"
+ANOTHER_OUTPUT = "it is what the reference returns as"
 DETACHED = "detached"  # how an explanation ends by which a gradient does not come back somewhere
 ANYTHING = r"it is up to|it differs in"  # how an explanation begins that says no more than that there is a difference
 
 
 def alike_but_for_numbers(finding: Finding) -> str:
-    """An explanation without its numbers."""
+    """An explanation without its numbers; of one that says nothing, nothing."""
+    if re.match(ANYTHING, finding.explanation):
+        return ""
     return re.sub(r"\d[\d.e+-]*", "#", finding.explanation)
 
 
