@@ -176,6 +176,9 @@ def confusions() -> Iterator[Convention]:
     yield Convention("the kernel is flipped", with_kernel_flipped(*TRANSPOSED))
     for by in (1, -1):
         yield Convention(f"the padding is {'one more' if by > 0 else 'one less'}", with_padding(by, *TRANSPOSED))
+    for momentum in (0.001, 0.01, 0.1, 0.9, 0.99):
+        argument = Argument(("batch_norm", "instance_norm"), "momentum", 6, ())
+        yield Convention(f"batch_norm has momentum={momentum}", with_argument(argument, momentum))
     for training in (True, False):
         argument = Argument(("batch_norm",), "training", 5, ())
         yield Convention(f"batch_norm has training={training}", with_argument(argument, training))

@@ -92,7 +92,7 @@ check.__signature__ = shown("torch", "jax", "inputs", only=None, progress=None) 
 
 def check_model(
     *,
-    inputs: object,
+    inputs: object = None,
     match: Mapping[str, Any] | Match | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
@@ -133,6 +133,8 @@ def check_model(
     True
     """
     reference, port = two_models(sides)
+    if inputs is None:
+        raise InputError("there are no inputs; give inputs=, an array, or a tuple or a dict of arguments")
     return check_models(reference, port, inputs, match=match, seed=seed, progress=progress)
 
 
@@ -182,10 +184,21 @@ def convert(source: Any, target: Any, match: Mapping[str, Any] | Match | None = 
     if first.is_torch == second.is_torch:
         raise InputError(f"both models are of {first.framework}; give one of PyTorch and one of JAX")
     ours, theirs = first.parameters({}), second.parameters({})
+    if match is not None and not isinstance(match, Mapping | Match):
+        raise InputError(f"match= is {type(match).__name__}; give a dict, or the match of a report")
     found = (
         match if isinstance(match, Match) else match_of(*((ours, theirs) if first.is_torch else (theirs, ours)), match)
     )
     held, own = ({parameter.path: parameter.array for parameter in side} for side in (ours, theirs))
+    torch, jax = (held, own) if first.is_torch else (own, held)
+    for link in found.links:
+        for path, arrays in ((link.jax.path, jax), *((part.path, torch) for part in link.torch)):
+            if path not in arrays:
+                raise InputError(f"the match has {path}, which the model has not; give the match of these two models")
+    if not found.links:
+        raise InputError(
+            "no parameter of the two models is matched; give match=, from PyTorch's paths to the JAX paths"
+        )
     return second.with_values(found.to_jax(held, own) if first.is_torch else found.to_torch(held, own))
 
 

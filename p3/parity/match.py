@@ -1147,6 +1147,10 @@ def fixed_link(path: str, target: Any, torch: Sequence[Parameter], jax: Sequence
     InputError
         There is no such path, the pattern is none, or a shape does not fit.
     """
+    if not isinstance(target, str) and not (isinstance(target, tuple | list) and len(target) == 2):
+        raise InputError(
+            f"given {target!r} for {path!r}; give the JAX path, or it and a pattern as ('path', 'o i -> i o')"
+        )
     other, pattern = (target, None) if isinstance(target, str) else target
     items = []
     for name, parameters, side in ((path, torch, "PyTorch"), (other, jax, "JAX")):

@@ -1,6 +1,6 @@
 """`check_model`: whether a model is a right port of another one, and the first layer that differs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,12 +16,14 @@ from p3.parity.match import Link, Match, Parameter, Part, match
 from p3.parity.mismatch import Measure, Pair, judge, measure
 from p3.parity.module import Mode, Module, Run
 from p3.parity.pairing import Layout, Target, Unit, layouts, plan_of, units_of
-from p3.parity.tape import Event, Mask, Recording, Shapes, Tape
+from p3.parity.tape import Event, Mask, Recording, Shapes, StopRun, Tape
 from p3.parity.tree import Structure
 from p3.tolerance import LIKELY
 
 STEP = 2.0**-20  # by what fraction numbers are moved to find out how large the terms of results are
 MOVES = (2.0**-18, 2.0**-6)  # the steps to see whether a difference changes with the inputs
+LONGEST = 400  # characters of what a model raises
+CACHES = ("past_key_values",)  # outputs of models of transformers' that are for the next call alone
 HALVES = ("bfloat16", "float16")
 
 Axes = tuple[int, ...]
@@ -236,15 +238,26 @@ class ModelCase:
     @cached_property
     def mixed(self) -> str:
         """The half precision that the reference computes in where it is given float32; empty where it does not."""
-        run, tape, _ = self.reference_scout
-        dtypes = [*(dtype for _, dtype in tape.shapes.values()), *(y.dtype for y in run.outputs.values())]
-        return next((dtype.name for dtype in dtypes if dtype.name in HALVES), "")
+        scouts = [self.reference_scout[:2]]
+        if self._held & set(HALVES):  # the reference is in half precision itself, so that the port may always be
+            scouts.append((self.port_scout[0], self.port_scout[1]))
+        for run, tape in scouts:
+            dtypes = [*(dtype for _, dtype in tape.shapes.values()), *(y.dtype for y in run.outputs.values())]
+            for dtype in dtypes:
+                if dtype.name in HALVES:
+                    return dtype.name
+        return ""
+
+    @cached_property
+    def _held(self) -> set[str]:
+        """The dtypes of the reference's parameters."""
+        return {parameter.array.dtype.name for parameter in self.reference_parameters}
 
     def run_in(self, precision: str) -> tuple[str, str]:
         """The precision of inputs, and that of parameters, where it is empty as they are, of a run in a precision."""
         if precision not in HALVES:
             return precision, precision
-        return ("float32" if self.mixed else precision), ""
+        return (precision if self._held & set(HALVES) else "float32"), ""
 
     @property
     def is_torch_first(self) -> bool:
@@ -258,12 +271,17 @@ class ModelCase:
         for way in self.reference.ways:
             tape = Shapes()
             try:
-                run = quietly(
-                    self.reference, self.structure, at_precision(self.inputs, "float32"), "float32", tape=tape, way=way
+                run = self.reference.run(
+                    self.structure, at_precision(self.inputs, "float32"), "float32", tape=tape, way=way
                 )
             except Exception as error:
                 errors.append(error)
                 continue
+            if not any(np.isfinite(wide(y)).any() for y in run.outputs.values()):
+                raise InputError(
+                    f"{self.reference.name} ({self.reference.framework}) returns no array with a finite number in it; "
+                    "give inputs where it does"
+                )
             return run, tape, way
         raise uncallable(self.reference, self.inputs, errors[-1])
 
@@ -275,7 +293,7 @@ class ModelCase:
             for way in self.port.ways:
                 tape = Shapes()
                 try:
-                    quietly(self.port, self.structure, self._laid_out(axes), "float32", tape=tape, way=way)
+                    self.port.run(self.structure, self._laid_out(axes), "float32", tape=tape, way=way)
                 except Exception as error:
                     errors.append(error)
                 else:
@@ -311,12 +329,13 @@ class ModelCase:
     @cached_property
     def reference_parameters(self) -> tuple[Parameter, ...]:
         """What the reference holds."""
-        return self.reference.parameters(self.reference_scout[1].kinds)
+        return in_order(self.reference.parameters(self.reference_scout[1].kinds), self.reference_scout[1].kinds)
 
     @cached_property
     def port_parameters(self) -> tuple[Parameter, ...]:
         """What the port holds."""
-        return self.port.parameters(self._port_ways[0][0].kinds)
+        kinds = self._port_ways[0][0].kinds
+        return in_order(self.port.parameters(kinds), kinds)
 
     @cached_property
     def match(self) -> Match:
@@ -371,6 +390,19 @@ class ModelCase:
                     del left[name]
                     break
         return found
+
+    @cached_property
+    def missing_outputs(self) -> dict[str, str]:
+        """The outputs of the reference that the port does not return, and what it returns, in words."""
+        ours, theirs = self.reference_scout[0].outputs, self.port_scout[0].outputs
+        left = theirs.keys() - {name for name, _ in self.outputs.values()}
+        returned = " and ".join(f"{path} of shape {theirs[path].shape}" for path in theirs if path in left)
+        said = f"the port returns {returned} in its place" if returned else "the port does not return it"
+        return {
+            path: f"it has the shape {y.shape}; {said}"
+            for path, y in ours.items()
+            if path not in self.outputs and not any(cache in path for cache in CACHES)
+        }
 
     @cached_property
     def cotangents(self) -> dict[str, np.ndarray]:
@@ -635,8 +667,13 @@ class ModelCase:
 
 def quietly(module: Module, *args: Any, **kwargs: Any) -> Run:
     """A run of a module, whose casts and divisions are no matter of warnings of NumPy's."""
-    with np.errstate(all="ignore"):
-        return module.run(*args, **kwargs)
+    try:
+        with np.errstate(all="ignore"):
+            return module.run(*args, **kwargs)
+    except (StopRun, InputError):
+        raise
+    except Exception as error:  # a model raises whatever it does
+        raise uncallable(module, args[1], error, args[2]) from error
 
 
 def parts_of(match: Match) -> list[Part]:
@@ -682,8 +719,20 @@ def size_of(moved: np.ndarray, still: np.ndarray, step: float) -> float:
         return max(greatest(still), greatest((wide(moved) - wide(still)) / step))
 
 
+def in_order(parameters: Sequence[Parameter], called: Iterable[str]) -> tuple[Parameter, ...]:
+    """The parameters in the order in which their layers are called; those of no layer that is, as they come."""
+    rank = {layer: k for k, layer in enumerate(called)}
+
+    def place(parameter: Parameter) -> int:
+        names = parameter.path.split(".")
+        layers = (".".join(names[:k]) for k in range(len(names) - 1, 0, -1))
+        return next((rank[layer] for layer in layers if layer in rank), -1)
+
+    return tuple(sorted(parameters, key=place))
+
+
 def input_layouts(inputs: Arrays) -> list[tuple[Layout, ...]]:
-    """The inputs as they are; and with the channels last, where there are images or signals among them."""
+    """The inputs as they are; with the channels last, or second, where there are images or signals among them."""
     same = tuple(Layout(tuple(range(x.ndim)), x.shape, x.shape) for x in inputs)
     last = tuple(
         Layout((0, *range(2, x.ndim), 1), x.shape, (x.shape[0], *x.shape[2:], x.shape[1]))
@@ -691,7 +740,13 @@ def input_layouts(inputs: Arrays) -> list[tuple[Layout, ...]]:
         else layout
         for x, layout in zip(inputs, same, strict=True)
     )
-    return [same] if same == last else [same, last]
+    second = tuple(
+        Layout((0, x.ndim - 1, *range(1, x.ndim - 1)), x.shape, (x.shape[0], x.shape[-1], *x.shape[1:-1]))
+        if x.ndim >= 3 and is_inexact(x)
+        else layout
+        for x, layout in zip(inputs, same, strict=True)
+    )
+    return list(dict.fromkeys((same, last, second)))
 
 
 def apart(reference: Run, port: Run) -> tuple[int, float]:
@@ -707,15 +762,12 @@ def apart(reference: Run, port: Run) -> tuple[int, float]:
     return missing, off
 
 
-def uncallable(module: Module, inputs: Arrays, error: Exception) -> InputError:
+def uncallable(module: Module, inputs: Arrays, error: Exception, precision: str = "") -> InputError:
     """That a model cannot be called, in a line."""
     shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    found = InputError(
-        f"{module.name} ({module.framework}) cannot be called with inputs of {shapes}: {type(error).__name__}: {line}"
-    )
-    found.__cause__ = error
-    return found
+    where = f" in {precision}" if precision else ""
+    said = " ".join([f"{type(error).__name__}:", *str(error).split()])[:LONGEST]
+    return InputError(f"{module.name} ({module.framework}) cannot be called{where} with inputs of {shapes}: {said}")
 
 
 def make_case(
@@ -725,6 +777,22 @@ def make_case(
     match: Mapping[str, Any] | Match | None = None,
     seed: int = 0,
 ) -> ModelCase:
-    """The case."""
+    """
+    The case.
+
+    Raises
+    ------
+    InputError
+        An input is not a number, or the seed or the match is none.
+    """
     arrays, structure = make_inputs(inputs)
+    for path, x in zip(structure.paths, arrays, strict=True):
+        if is_inexact(x) and np.isnan(wide(x)).any():
+            raise InputError(f"{path} has NaN in it, of which nothing can be compared; give numbers")
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed!r} is no seed; give a whole number from 0 up")
+    if match is not None and not isinstance(match, Mapping | Match):
+        raise InputError(
+            f'match= is {type(match).__name__}; give {{"fc.weight": "dense.kernel"}}, or the match of a report'
+        )
     return ModelCase(reference, port, structure, arrays, match or {}, seed)

@@ -1,11 +1,12 @@
 """`check_model`: whether a model is a right port of another, and the first layer that differs."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from p3.parity.match import Comparison, Match, compared
+from p3.parity.match import Comparison, Link, Match, compared
 from p3.parity.model import ModelCase, make_case
 from p3.parity.model_findings import Findings
 from p3.parity.model_report import LayerRow, MatchRow, ModelReport
@@ -32,6 +33,8 @@ def check_model(
         ("running the layers of the port", lambda: case.by_layer),
         ("running the port from end to end", lambda: case.from_end_to_end),
     ]
+    with np.errstate(all="ignore"):
+        case = with_other_layouts(case)
     findings = Findings(case)
     stages.append(("looking for causes", lambda: findings.all))
     with np.errstate(all="ignore"):  # of masks that are the least number, and of whatever the models compute
@@ -53,6 +56,36 @@ def check_model(
     )
 
 
+def with_other_layouts(case: ModelCase) -> ModelCase:
+    """
+    The case; with square matrices of unknown layers transposed, where the models agree then and do not agree as it is.
+
+    Where the port holds other numbers, and no layer's kind tells, nothing else can say what the layout is.
+    """
+    guessed = {guess.link for guess in case.match.guessed if guess.of == "layout"}
+    if not guessed or not case.from_end_to_end.failing:
+        return case
+    links = [
+        replace(link, pattern="" if link.pattern else "o i -> i o")
+        if link in guessed and is_square(case, link)
+        else link
+        for link in case.match.links
+    ]
+    other = replace(case, given=replace(case.match, links=tuple(links)))
+    return case if other.from_end_to_end.failing else other
+
+
+def is_square(case: ModelCase, link: Link) -> bool:
+    """Whether both arrays of a link are square matrices."""
+    shapes = {
+        parameter.path: parameter.array.shape for parameter in (*case.reference_parameters, *case.port_parameters)
+    }
+    return all(
+        len(shapes[part.path]) == 2 and len(set(shapes[part.path])) == 1 and not part.cuts
+        for part in (*link.torch, link.jax)
+    )
+
+
 def match_row(case: ModelCase, found: Comparison) -> MatchRow:
     """A link, as a row."""
     link = found.link
@@ -71,7 +104,7 @@ def layer_rows(case: ModelCase, findings: Findings) -> tuple[LayerRow, ...]:
     failing |= {path: finding.kind for finding in findings.all for path in finding.also}
     for unit in case.units:
         errors: list[dict[str, float]] = []
-        for what, measures in (("value", case.by_layer.measures), ("cotangent", findings.backward.measures)):
+        for what, measures in (("value", findings.comparison.measures), ("cotangent", findings.backward.measures)):
             found: dict[str, float] = {}
             for spot, by_precision in measures.items():
                 if spot.what == what and isinstance(spot.name, Event) and spot.name.point.layer == unit.reference:

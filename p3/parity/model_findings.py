@@ -16,7 +16,7 @@ from p3.parity.mismatch import Mismatch, explain, judge
 from p3.parity.model import MOVES, Comparison, ModelCase, Moves, Planting, Silent, Spot, greatest
 from p3.parity.module import Mode
 from p3.parity.pairing import Target
-from p3.parity.tape import Event
+from p3.parity.tape import Event, StopRun
 from p3.tolerance import EXPLAINED, FEW, HALF_INSIDE, HALF_PARITY, MOST_NOISE, ONE_CONSTANT, SMOOTH_DIFFERENCE
 
 SINGLE = epsilon("float32") / epsilon("float64")
@@ -77,10 +77,6 @@ def some(paths: tuple[str, ...]) -> str:
     return ", ".join(paths) if len(paths) <= 4 else f"{len(paths)} more, from {paths[0]} to {paths[-1]}"
 
 
-class CapturedError(Exception):
-    """What was looked for has been seen, and the model need not run on."""
-
-
 class Findings:
     """All that is wrong with a port."""
 
@@ -114,7 +110,8 @@ class Findings:
         values = list(self.in_another_order(self.without_leaks(values)))
         named = {self.kind(f.path) for f in values if f.explanation.startswith(AGREES)}
         gradients = [f for f in self.gradients() if not (self.is_small(f) and self.kind(f.path) in named)]
-        found = self.folded([*self.parameters(), *missing, *self.of_one_piece(values), *gradients])
+        without = [Finding("output", path, path, "semantic", text) for path, text in self.case.missing_outputs.items()]
+        found = self.folded([*self.parameters(), *missing, *self.of_one_piece(values), *without, *gradients])
         return tuple(sorted(found, key=lambda finding: finding.kind != "semantic"))
 
     def kind(self, path: str) -> str:
@@ -217,16 +214,34 @@ class Findings:
     # values
 
     @cached_property
+    def at_first(self) -> dict[Spot, Mismatch]:
+        """Where values and states differ by more than rounding, with all layers' borders at the same place."""
+        return self.differing(self.case.by_layer)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The comparison of the layers, without borders that are at another place in the port."""
+        if not self.own:
+            return self.case.by_layer
+        found = Comparison(self.case.sizes)
+        for precision in self.case.precisions:
+            self.case.compared(precision, found, self.own)
+        return found
+
+    @cached_property
     def failing(self) -> dict[Spot, Mismatch]:
-        """Where the port's values and states differ at the reference's own, by more than rounding."""
-        comparison = self.case.by_layer
+        """Where values and states differ by more than rounding."""
+        return self.differing(self.comparison)
+
+    def differing(self, comparison: Comparison) -> dict[Spot, Mismatch]:
+        """The values and states of a comparison that differ by more than rounding, in order."""
         found = {}
-        for spot in comparison.failing:
+        for spot in sorted(comparison.failing, key=self.place):
             if spot.what in ("value", "output", "state"):
                 mismatch = self.judged(comparison, spot)
                 if mismatch is not None:
                     found[spot] = mismatch
-        return {spot: found[spot] for spot in sorted(found, key=self.place)}
+        return found
 
     def place(self, spot: Spot) -> tuple[int, int, str]:
         """Where it comes in a run."""
@@ -275,7 +290,7 @@ class Findings:
     @cached_property
     def is_right_from_end_to_end(self) -> bool:
         """Whether outputs, gradients and states agree to rounding in float64, with nothing put in."""
-        return not self.case.from_end_to_end.failing
+        return not self.case.from_end_to_end.failing and not self.case.missing_outputs
 
     @cached_property
     def own(self) -> frozenset[Event]:
@@ -285,7 +300,7 @@ class Findings:
         An activation may be in the layer in one model and after it in the other. Where the port continues with its own
         number at such a border, nothing after it differs.
         """
-        spots = [s for s, mismatch in self.failing.items() if s.what == "value" and mismatch.kind == "semantic"]
+        spots = [s for s, mismatch in self.at_first.items() if s.what == "value" and mismatch.kind == "semantic"]
         if not spots:
             return frozenset()
         before = self.case.by_layer
@@ -312,7 +327,7 @@ class Findings:
 
     def values(self) -> Iterator[Finding]:
         """What differs in the forward pass."""
-        comparison = self.case.by_layer
+        comparison = self.comparison
         for spot in sorted({*self.failing, *comparison.dtypes}, key=self.place):
             name, mismatch = spot.name, self.failing.get(spot)
             if spot in comparison.dtypes:
@@ -345,8 +360,8 @@ class Findings:
     @cached_property
     def backward(self) -> Comparison:
         """The comparison of gradients, without those that follow from a value."""
-        if not self.silent and not self.own:
-            return self.case.by_layer
+        if not self.silent:
+            return self.comparison
         found = Comparison(self.case.sizes)
         for precision in self.case.precisions:
             self.case.compared(precision, found, self.own, self.silent)
@@ -533,7 +548,7 @@ class Findings:
             if where == spot:
                 found.append(np.array(got))
                 if spot.what == "value":
-                    raise CapturedError
+                    raise StopRun
 
         try:
             if case.is_torch_first:
@@ -546,7 +561,7 @@ class Findings:
                 port = case.run_port("float64", Planting(case.plan, recording, see), mode=mode, forward=True)
                 for where, x, _ in case.ends(run._replace(gradients={}, input_gradients={}), port):
                     see(where, x, x)
-        except CapturedError:
+        except StopRun:
             pass
         except Exception:  # which a model may raise where shapes are others
             return None
@@ -591,7 +606,7 @@ class Findings:
     def moved_layers(self) -> frozenset[str]:
         """Layers that run in another order in the port, where one of each pair receives other numbers."""
         names = [unit.reference for unit in self.case.units if unit.reference in self.rank and not unit.is_block]
-        wrong = {s.name.point.layer for s in self.failing if isinstance(s.name, Event) and self.is_wrong(s)}
+        wrong = {s.name.point.layer for s in self.at_first if isinstance(s.name, Event) and self.is_wrong(s)}
         return frozenset(
             layer
             for k, a in enumerate(names)
@@ -606,7 +621,7 @@ class Findings:
         layer = spot.name.point.layer
         has_input = any(t.event.point.layer == layer and t.event.point.role == "input" for t in self.port_order)
         is_first = spot.name.point.role == ("input" if has_input else "output")
-        return is_first and self.failing[spot].kind == "semantic"
+        return is_first and self.at_first[spot].kind == "semantic"
 
     def with_layers_left_out(self, findings: list[Finding]) -> Iterator[Finding]:
         """The findings; of the first that comes after layers which the port never runs, that is the cause."""
@@ -674,6 +689,8 @@ class Findings:
                 alike = ("gradient of code",)
             elif finding.quantity == "gradient":
                 alike = ("gradient", finding.explanation)
+            elif finding.quantity == "state" and re.match(ANYTHING, finding.explanation):
+                alike = ("state",)
             elif finding.explanation.startswith(ANOTHER_OUTPUT):
                 alike = (ANOTHER_OUTPUT,)
             groups.setdefault((finding.kind, *alike), []).append(finding)

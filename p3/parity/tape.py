@@ -49,6 +49,10 @@ class Mask(NamedTuple):
     probability: float
 
 
+class StopRun(Exception):  # noqa: N818, which is no error
+    """What was looked for has been seen, and the model need not run on."""
+
+
 class Tape(ABC):
     """
     What a framework tells of each array at a point while a model runs, and what it continues with.

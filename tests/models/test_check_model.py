@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 
 import equinox as eqx
@@ -173,7 +174,8 @@ def test_a_match_corrects_what_is_found():
         for i, name in ((0, "two"), (1, "one"))
         for mine, its in (("weight", "w"), ("bias", "b"))
     }
-    assert not p3.check_model(torch=model, jax=(port, parameters), inputs=x).ok
+    exchanged = {mine: its.replace("one", "-").replace("two", "one").replace("-", "two") for mine, its in given.items()}
+    assert not p3.check_model(torch=model, jax=(port, parameters), inputs=x, match=exchanged).ok
     report = p3.check_model(torch=model, jax=(port, parameters), inputs=x, match=given)
     assert report.ok, str(report)
     assert [row.port for row in report.layers] == ["two", "one"]
@@ -264,3 +266,138 @@ def test_command_refused(command, tmp_path):
     refused(finished("--input", "normal(5, 3)", "--match", "broken.json"), "has no match of parameters in it")
     refused(finished("--input", "x=normal(5, 3)", "--input", "normal(5, 3)"), "some of --input have names")
     refused(finished("--input", "normal(5, 7)"), "cannot be called with inputs of float64[5, 7]")
+
+
+def dense(parameters, x):
+    return x @ parameters["kernel"] + parameters["bias"]
+
+
+DENSE = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+OTHER_OUTPUTS = {
+    "half a batch": (
+        lambda p, x: dense(p, x)[:2],
+        r"it has the shape \(5, 4\); the port returns output of shape \(2, 4\)",
+    ),
+    "a mean": (lambda p, x: dense(p, x).mean(-1), r"the port returns output of shape \(5,\) in its place"),
+    "nothing": (lambda p, x: None, r"the port does not return it"),
+}
+
+
+@pytest.mark.parametrize(("port", "text"), OTHER_OUTPUTS.values(), ids=OTHER_OUTPUTS)
+def test_outputs_of_other_shapes_are_a_difference(port, text):
+    torch.manual_seed(0)
+    report = p3.check_model(torch=nn.Linear(3, 4), jax=(port, DENSE), inputs=X)
+    assert not report.ok
+    assert (report.first.quantity, report.first.path) == ("output", "output")
+    assert re.search(text, report.first.explanation)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.one(x), self.two(x)
+
+
+def test_an_output_that_the_port_does_not_return():
+    parameters = {name: dict(DENSE) for name in ("one", "two")}
+    report = p3.check_model(torch=TwoHeads(), jax=(lambda p, x: (dense(p["one"], x),), parameters), inputs=X)
+    assert [finding.path for finding in report.findings] == ["output[1]"]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_square_matrices_of_layers_that_are_not_known(transposed):
+    """Where neither a kind, nor a shape, nor a number tells the layout, it is the one by which the models agree."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+
+    def port(parameters, x):
+        (w, b), (v, c) = parameters
+        w, v = (w.T, v.T) if transposed else (w, v)
+        return jax.nn.relu(x @ w + b) @ v + c
+
+    report = p3.check_model(torch=model, jax=(port, [(jnp.ones((3, 3)), jnp.ones(3))] * 2), inputs=X)
+    assert report.ok, str(report)
+
+
+class NamedOtherwise(nnx.Module):
+    """Layers that run in another order than that of the alphabet."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.proj_in, self.mixer = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+        self.second = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.mixer(self.second(self.proj_in(x)))
+
+
+@pytest.mark.parametrize("first", ["torch", "jax"])
+def test_layers_are_matched_in_the_order_in_which_they_run(first):
+    torch.manual_seed(0)
+    sides = {"torch": nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)), "jax": NamedOtherwise()}
+    report = p3.check_model(**{first: sides.pop(first)}, **sides, inputs=X)
+    assert report.ok, str(report)
+
+
+class Image(nnx.Module):
+    def __init__(self):
+        self.conv = nnx.Conv(3, 4, (3, 3), padding="VALID", rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+@pytest.mark.parametrize(("first", "shape"), [("torch", (2, 3, 8, 7)), ("jax", (2, 8, 7, 3))])
+def test_images_in_the_layout_of_the_reference(first, shape):
+    torch.manual_seed(0)
+    sides = {"torch": nn.Sequential(nn.Conv2d(3, 4, 3)), "jax": Image()}
+    inputs = np.random.default_rng(0).normal(size=shape)
+    report = p3.check_model(**{first: sides.pop(first)}, **sides, inputs=inputs)
+    assert report.ok, str(report)
+    assert any(note.startswith("The port takes its inputs with axes 0, ") for note in report.notes)
+
+
+ODD = {
+    "NaN": ({"inputs": X * np.nan}, r"inputs has NaN in it"),
+    "no inputs": ({"inputs": None}, r"there are no inputs; give inputs="),
+    "a match that is a number": ({"match": 3}, r"match= is int; give \{"),
+    "a number in a match": ({"match": {"fc.weight": 3}}, r"given 3 for 'fc\.weight'; give the JAX path"),
+    "a seed": ({"seed": -1}, r"seed=-1 is no seed"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), ODD.values(), ids=ODD)
+def test_odd_options_in_one_line(options, message):
+    with pytest.raises(p3.InputError, match=message):
+        p3.check_model(torch=TorchNet(), jax=NnxNet(), **{"inputs": X, **options})
+
+
+def test_a_border_at_another_place_is_no_difference_of_a_layer():
+    """An activation is in a layer in one model and after it in the other; what differs is another layer alone."""
+
+    class Activated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return torch.tanh(x @ self.weight.T + self.bias)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Activated(), nn.LayerNorm(4), nn.Linear(4, 2))
+
+    class Port(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.one, self.two = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+            self.norm = nnx.LayerNorm(4, epsilon=1e-2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.two(self.norm(jnp.tanh(self.one(x))))
+
+    report = p3.check_model(torch=model, jax=Port(), inputs=X)
+    assert [finding.path for finding in report.findings] == ["1"], str(report)
