@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import jax
@@ -89,14 +90,15 @@ def library_of(model: Any) -> Library:
 
 
 def kind_of(layer: Any) -> str:
-    """A layer's class, with its library where it is one of the library's own."""
-    cls = type(layer)
-    for package, short in (("flax.nnx", "nnx"), ("flax.linen", "linen"), ("equinox.nn", "eqx.nn")):
-        if cls.__module__.startswith(package):
-            # Which says how its kernel lies, where the numbers of features are equal.
-            how = "(transpose_kernel=True)" if getattr(layer, "transpose_kernel", False) else ""
-            return f"{short}.{cls.__name__}{how}"
-    return cls.__name__
+    """A layer's class, with its library; of a class of the user's that is derived from one, that of the library."""
+    bases = takewhile(lambda cls: cls.__name__ != "Module", type(layer).__mro__)
+    for cls in bases:
+        for package, short in (("flax.nnx", "nnx"), ("flax.linen", "linen"), ("equinox.nn", "eqx.nn")):
+            if cls.__module__.startswith(package):
+                # Which says how its kernel lies, where the numbers of features are equal.
+                how = "(transpose_kernel=True)" if getattr(layer, "transpose_kernel", False) else ""
+                return f"{short}.{cls.__name__}{how}"
+    return type(layer).__name__
 
 
 def watching(layer: Any, path: str, tape: Tape) -> type:

@@ -25,6 +25,7 @@ from torchp3.conventions import (
     with_padding,
 )
 
+MOMENTA = (0.001, 0.01, 0.1, 0.9, 0.99)  # of running statistics, by either meaning
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "relu6", "hardswish")
 PRODUCTS = ("mul", "__mul__", "__rmul__", "multiply")
 MASKED = {  # the arguments that are masks
@@ -176,7 +177,7 @@ def confusions() -> Iterator[Convention]:
     yield Convention("the kernel is flipped", with_kernel_flipped(*TRANSPOSED))
     for by in (1, -1):
         yield Convention(f"the padding is {'one more' if by > 0 else 'one less'}", with_padding(by, *TRANSPOSED))
-    for momentum in (0.001, 0.01, 0.1, 0.9, 0.99):
+    for momentum in MOMENTA:
         argument = Argument(("batch_norm", "instance_norm"), "momentum", 6, ())
         yield Convention(f"batch_norm has momentum={momentum}", with_argument(argument, momentum))
     for training in (True, False):

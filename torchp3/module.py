@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class ArrayModule(Module):
 
     def parameters(self, kinds: Mapping[str, str]) -> tuple[Parameter, ...]:
         """The module's floating parameters, and its persistent floating buffers."""
-        classes = {path: type(layer).__name__ for path, layer in self.model.named_modules(remove_duplicate=False)}
+        classes = {path: kind_of(layer) for path, layer in self.model.named_modules(remove_duplicate=False)}
         passing = {
             f"{path}.{name}" if path else name
             for path, layer in self.model.named_modules()
@@ -159,11 +160,18 @@ class ArrayModule(Module):
                 yield convention.text, ByConvention(convention)
 
 
+def kind_of(layer: nn.Module) -> str:
+    """A layer's class; of a class of the user's that is derived from one of torch.nn, that of torch.nn."""
+    bases = takewhile(lambda cls: cls is not nn.Module, type(layer).__mro__)
+    own = (cls for cls in bases if cls.__module__.startswith("torch.nn.modules"))
+    return next(own, type(layer)).__name__
+
+
 def watch(module: nn.Module, tape: Tape) -> None:
     """Have a tape see what each layer of a module receives and returns."""
 
     def before(path: str, layer: nn.Module, args: Any, kwargs: Any) -> Any:
-        if tape.meet(path, type(layer).__name__):
+        if tape.meet(path, kind_of(layer)):
             return watched(tape, path, "input", (args, kwargs))
         return None
 

@@ -11,13 +11,26 @@ from tests.support.models import Fault, Pair, pairs
 QUICK = ("mlp-nnx", "mlp-function", "unet-linen", "dropout-linen")
 PAIRS = pairs()
 # Faults that are found elsewhere than where a perfect tool would point, with what is named instead and the reason.
-ELSEWHERE: dict[tuple[str, str], tuple[str, str]] = {}
+NO_LAYERS = "the port is a function that names no layers, so that only the outputs and gradients can be compared"
+ELSEWHERE = {
+    **{
+        ("transformer-scanned", name): ("output", NO_LAYERS)
+        for name in ("reversed_blocks", "no_scale", "heads_last", "bfloat16")
+    },
+    ("transformer-scanned", "detached_residual"): ("blocks.0.attention.k.weight", NO_LAYERS),
+    ("heads-function", "embedding_scaled"): ("output.latent", NO_LAYERS),
+    ("gpt2-linen", "layer_missing"): (
+        "transformer.h.0.ln_2.weight",
+        "the port's one ln_2 is matched with that of the second block, so that the first block's seems to be missing",
+    ),
+}
 # Faults that no comparison of values can show, with the reason.
 UNSEEN = {
     ("dropout-equinox", "one_key"): "the reference's masks are put in, so that it is not seen that two are equal",
 }
 # More than one cause is reported of these, with the reason.
-SEVERAL: dict[tuple[str, str], str] = {}
+REVERSED = "each layer has the parameters of another block, and layers of different kinds are told apart"
+SEVERAL = {("mixer-nnx", "reversed_blocks"): REVERSED, ("mixer-equinox", "reversed_blocks"): REVERSED}
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning", "UserWarning")

@@ -108,6 +108,7 @@ ONLY_IN = {
     ("jaxp3", "BERNOULLI"): "what it is replaced by afterwards",
     ("jaxp3", "bernoulli"): "what it is replaced by",
     ("torchp3", "ArrayModule.conventions"): "runs it by the conventions of conventions.py",
+    ("torchp3", "kind_of"): "the classes of layers in JAX are in libraries.py",
     ("torchp3", "watch"): "a module has hooks; the libraries that JAX has are watched in libraries.py",
     ("jaxp3", "ArrayModule.ways"): "a torch.nn.Module takes batches; equinox's layers take one example",
     ("jaxp3", "made"): "JAX's arrays are made anew; PyTorch's are written into",

@@ -28,6 +28,7 @@ NO_TOLERANCES = {
     ("p3/parity/truth.py", "h = 2.0**-60 *"): "the complex step",
     ("p3/parity/model.py", "STEP = 2.0**-20"): "by how much numbers are moved, to see how large terms are",
     ("p3/parity/model.py", "MOVES = (2.0**-18,"): "by how much numbers are moved, to see what is smooth",
+    ("torchp3/confusions.py", "MOMENTA = (0.001,"): "momenta that libraries have",
     ("torchp3/conventions.py", "EPSILONS = (1e-3,"): "the constants that porters add before they divide",
     ("p3/fitting/explanation.py", "H = 2.0**-21"): "the step of central differences",
 }
