@@ -574,7 +574,8 @@ class Findings:
         An LSTM's states may be outputs of the model, and it is not known which of the port's corresponds to which.
         """
         planned = {target.event.point for target in self.port_order}
-        leaking = {e.point.layer for e in self.order if e.point.role == "output" and e.point not in planned}
+        returned = [event.point for event in self.case.base[1].values if event.point.role == "output"]
+        leaking = {point.layer for point in returned if point not in planned}
         leaks = any(f.path in leaking and f.quantity == "output" and f.kind == "semantic" for f in findings)
         return [f for f in findings if not (leaks and f.path.startswith("output") and f.kind == "semantic")]
 
