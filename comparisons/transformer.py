@@ -1,7 +1,7 @@
 """
 A transformer block in PyTorch, and its port to a function in JAX with three mistakes, for `p3 check-model` to find.
 
-The mistakes are mended one after another: `first` has all three, `second` two, `third` one, and `right` none.
+`first` makes the port with all three mistakes, `second` with two, `third` with one, and `right` without any.
 """
 
 from collections.abc import Callable

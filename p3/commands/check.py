@@ -22,6 +22,17 @@ from p3.parity.inputs import load_function, parse_input, parse_keyword
 BETWEEN_LINES = 10.0  # seconds
 
 
+def frameworks_option() -> click.Option:
+    """Which frameworks the two sides are of."""
+    return click.Option(
+        ["--frameworks"],
+        type=(click.Choice(list(BACKENDS)), click.Choice(list(BACKENDS))),
+        default=("torch", "jax"),
+        show_default=True,
+        help="Frameworks of REFERENCE and PORT.",
+    )
+
+
 def check_command() -> click.Command:
     """`p3 check`."""
     return click.Command(
@@ -38,13 +49,7 @@ def check_command() -> click.Command:
                 help='Once for each argument, an expression such as "linspace(-3, 3, 1001)"; or x.npy, or x.npz:name. '
                 "One x.npz alone has the arguments by name.",
             ),
-            click.Option(
-                ["--frameworks"],
-                type=(click.Choice(list(BACKENDS)), click.Choice(list(BACKENDS))),
-                default=("torch", "jax"),
-                show_default=True,
-                help="Frameworks of REFERENCE and PORT.",
-            ),
+            frameworks_option(),
             click.Option(
                 ["--keyword", "keywords"],
                 multiple=True,

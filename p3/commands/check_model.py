@@ -8,8 +8,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from p3.backends import BACKENDS, BackendName, load
-from p3.commands.check import check_progress, exits_reported
+from p3.backends import BackendName, load
+from p3.commands.check import check_progress, exits_reported, frameworks_option
 from p3.commands.files import reportable
 from p3.errors import InputError
 from p3.parity.inputs import load_function, parse_input
@@ -33,13 +33,7 @@ def check_model_command() -> click.Command:
                 help='Once for each argument, an expression such as "normal(4, 16)" or "ids=integers(0, 100, [2, 8])"; '
                 "or x.npy, or x.npz:name. One x.npz alone has the arguments by name.",
             ),
-            click.Option(
-                ["--frameworks"],
-                type=(click.Choice(list(BACKENDS)), click.Choice(list(BACKENDS))),
-                default=("torch", "jax"),
-                show_default=True,
-                help="Frameworks of REFERENCE and PORT.",
-            ),
+            frameworks_option(),
             click.Option(
                 ["--match", "given"],
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -3,17 +3,16 @@
 import json
 import re
 from dataclasses import asdict, dataclass
-from io import StringIO
 from typing import Literal, NamedTuple
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from p3.parity.difference import Difference
 from p3.parity.match import Match
 from p3.parity.model_findings import Finding
-from p3.parity.report import ORDER, jsonable, plain
+from p3.parity.report import ORDER, as_text, jsonable, plain
 
 MOST_ROWS = 12  # of layers or parameters in a table on a terminal
 COLOURS = {"differs": "bold red", "single precision": "green", "agrees": "green"}
@@ -127,10 +126,7 @@ class ModelReport:
 
     def __str__(self) -> str:
         """The report, as plain text."""
-        console = Console(file=StringIO(), width=150, force_terminal=False, color_system=None)
-        console.print(self)
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+        return as_text(self.__rich__())
 
     def __rich__(self) -> Group:
         """The verdict and the causes, what else there is to know, and the layers and parameters."""

@@ -109,10 +109,7 @@ class ParityReport:
 
     def __str__(self) -> str:
         """The table, as plain text."""
-        console = Console(file=StringIO(), width=150, force_terminal=False, color_system=None)
-        console.print(self)
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+        return as_text(self.__rich__())
 
     def __rich__(self) -> Group:
         """The verdict and the first cause, the checks, what else is wrong, a program that shows it, and the verdict."""
@@ -236,6 +233,13 @@ class ParityReport:
             allow_nan=False,
             ensure_ascii=False,
         )
+
+
+def as_text(report: Group) -> str:
+    """A report as plain text."""
+    file = StringIO()
+    Console(file=file, width=150, force_terminal=False, color_system=None).print(report)
+    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
 def shortened(text: str) -> str:

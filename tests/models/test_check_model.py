@@ -147,7 +147,6 @@ def test_parameters_that_were_not_converted_right():
     }
 
     def port(parameters, x):
-        dense = lambda p, x: x @ p["kernel"] + p["bias"]  # noqa: E731
         return dense(parameters["2"], jax.nn.relu(dense(parameters["0"], x)))
 
     x = np.random.default_rng(1).normal(size=(3, 4))

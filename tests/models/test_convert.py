@@ -8,7 +8,10 @@ from flax import nnx
 import p3
 from p3.parity.frameworks import as_module
 from p3.parity.match import compared
-from tests.models.test_models import PAIRS, marked, pytestmark  # noqa: F401, which pytest reads
+from tests.models import test_models
+from tests.models.test_models import PAIRS, marked
+
+pytestmark = test_models.pytestmark
 
 # Two biases of PyTorch's are one in JAX, so that what comes back is their sum.
 SUMMED = ("lstm", "gru")

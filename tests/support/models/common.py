@@ -87,7 +87,7 @@ def gelu(x: jax.Array, wrong: Wrong) -> jax.Array:
 def residual(
     x: jax.Array, norm: Callable[..., Any], layer: Callable[..., Any], wrong: Wrong = frozenset()
 ) -> jax.Array:
-    """What a layer with the norm before it makes of x, added to x."""
+    """The residual sum x + layer(norm(x))."""
     skip = jax.lax.stop_gradient(x) if "detached_residual" in wrong else x
     if "residual_twice" in wrong:
         skip = skip + x
