@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import ml_dtypes
 import numpy as np
 from einops import EinopsError, rearrange
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from p3.errors import InputError
 
@@ -1037,6 +1036,8 @@ def assigned(
             + SIBLINGS * favoured.get((a.parameter.layer, b.parameter.layer), 0)
             - ORDER * abs(torch.places[a] - jax.places[b])
         )
+
+    from scipy.optimize import linear_sum_assignment  # adds filters of warnings when it is imported
 
     pairs, total_score = [], 0.0
     by_size: defaultdict[int, list[Item]] = defaultdict(list)
