@@ -38,13 +38,12 @@ def masks_seen(tape: Tape | None) -> Iterator[None]:
 def bernoulli(key: Array, p: Any = 0.5, *args: Any, **kwargs: Any) -> Array:
     """`jax.random.bernoulli`, or the mask that the tape of this thread has."""
     mask = BERNOULLI(key, p, *args, **kwargs)
-    tape = TAPE.get()
-    if tape is None or isinstance(p, jax.core.Tracer) or np.ndim(p):
+    if TAPE.get() is None or isinstance(p, jax.core.Tracer) or np.ndim(p):
         return mask
     probability = float(p)
 
-    def see(mask: np.ndarray) -> tuple[np.ndarray, int]:
-        value = tape.drawn(Mask(mask, probability))
+    def see(tape: Tape, mask: Array) -> tuple[Array | np.ndarray, int]:
+        value = tape.drawn(Mask(np.asarray(mask), probability))
         return mask if value is None else value, 0
 
     drawn: Array = shown.bind(mask, see=see)[0]

@@ -106,10 +106,9 @@ def watching(layer: Any, path: str, tape: Tape) -> type:
     cls, kind = type(layer), kind_of(layer)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807, which is a method
-        if not tape.meet(path, kind):
-            return cls.__call__(self, *args, **kwargs)
-        args, kwargs = watched(tape, path, "input", (args, kwargs))
-        return watched(tape, path, "output", cls.__call__(self, *args, **kwargs))
+        tape.meet(path, kind)
+        args, kwargs = watched(path, "input", (args, kwargs))
+        return watched(path, "output", cls.__call__(self, *args, **kwargs))
 
     return type(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
 
@@ -349,10 +348,11 @@ def watched_linen(tape: Tape | None) -> Any:
 
     def intercept(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         path = dotted(context.module.path)
-        if context.method_name != "__call__" or not path or not tape.meet(path, kind_of(context.module)):
+        if context.method_name != "__call__" or not path:
             return method(*args, **kwargs)
-        args, kwargs = watched(tape, path, "input", (args, kwargs))
-        return watched(tape, path, "output", method(*args, **kwargs))
+        tape.meet(path, kind_of(context.module))
+        args, kwargs = watched(path, "input", (args, kwargs))
+        return watched(path, "output", method(*args, **kwargs))
 
     return linen.intercept_methods(intercept)
 

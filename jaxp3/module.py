@@ -1,14 +1,16 @@
 """JAX's models as models that the checker can take: NumPy arrays in and out, and layers that a tape watches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import jaxpr_as_fun
 
 from jaxp3.dropout import masks_seen
 from jaxp3.function import from_array, is_inexact, to_array
@@ -43,6 +45,7 @@ class ArrayModule(Module):
 
     model: Library
     is_torch: bool = False
+    traces: dict[Hashable, Callable[..., Any]] = field(default_factory=dict)  # what `traced` has traced
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -84,37 +87,34 @@ class ArrayModule(Module):
         values: Arrays | None = None,
         tape: Tape | None = None,
         cotangents: Cotangents | None = None,
-        mode: AbstractContextManager[object] = nullcontext(),  # noqa: B008, which has no state
+        mode: AbstractContextManager[object] | None = None,
         way: str = "",
     ) -> Run:
         """Run the model one operation at a time, loops too, and go back through it with `jax.vjp`."""
         reset = TAPE.set(tape)
         is_wide = precision == "float64" or any(x.dtype.name in ("float64", "complex128") for x in inputs)
         try:
-            with jax.enable_x64(is_wide), jax.disable_jit(), masks_seen(tape), mode:
+            with jax.enable_x64(is_wide), jax.disable_jit(), masks_seen(tape), mode or nullcontext():
                 parameters, states = (
                     {path: made(path, x, precision, values or {}) for path, x in arrays.items()}
                     for arrays in (self.model.parameters, self.model.states)
                 )
                 arrays = [from_array(x) for x in inputs]
-                moving = {i: x for i, x in enumerate(arrays) if is_inexact(x)}
 
-                def f(parameters: Any, moving: Any) -> Any:
+                def f(parameters: Any, states: Any, arrays: Any) -> Any:
                     def call(module: Any, *before: Any) -> Any:
-                        given = [moving.get(i, x) for i, x in enumerate(arrays)]
-                        return structure.call(module, given, {})
+                        return structure.call(module, arrays, {})
 
                     result, after = self.model.call(parameters, states, call, tape, way)
-                    outputs = arrays_of(result)
-                    return {path: y for path, y in outputs.items() if is_inexact(y)}, (outputs, after)
+                    return arrays_of(result), after
 
+                key = (precision, way, mode, tape is None, *((x.shape, x.dtype) for x in inputs))
+                smooth, vjp, (outputs, after) = self.traced(key, partial(pulled_back, f))(parameters, states, arrays)
+                found = numpy_of(outputs)
                 if cotangents is None:
-                    _, (outputs, after) = f(parameters, moving)
-                    return Run(numpy_of(outputs), {}, {}, numpy_of(after))
-                smooth, vjp, (outputs, after) = jax.vjp(f, parameters, moving, has_aux=True)
+                    return Run(found, {}, {}, numpy_of(after))
                 if tape is not None:
                     tape.is_backward = True
-                found = numpy_of(outputs)
                 given = cotangents(found)
                 zeros = {path: jnp.zeros_like(y) for path, y in smooth.items()}
                 chosen = {path: jnp.asarray(v, smooth[path].dtype) for path, v in given.items()}
@@ -123,11 +123,46 @@ class ArrayModule(Module):
         finally:
             TAPE.reset(reset)
 
+    def traced(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        A function whose Python code runs once for all calls with the same key, of which each runs its operations.
+
+        Most of the time of a run is that of JAX's tracing for the vjp. Where a model's Python code depends on the
+        numbers of its arrays, it runs in each call.
+        """
+
+        def evaluated(*arguments: Any) -> Any:
+            if key not in self.traces:
+                try:
+                    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+                except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+                    self.traces[key] = function
+                else:
+                    self.traces[key] = partial(evaluate, jaxpr_as_fun(jaxpr), jax.tree.structure(shapes))
+            return self.traces[key](*arguments)
+
+        return evaluated
+
     def with_values(self, values: Arrays) -> Any:
         """The model with other numbers in it."""
         own = {**self.model.parameters, **self.model.states}
         given = {path: jnp.asarray(x, own[path].dtype) for path, x in values.items()}
         return self.model.with_values(given)
+
+
+def pulled_back(f: Callable[..., Any], parameters: Any, states: Any, arrays: Sequence[Array]) -> Any:
+    """The floating outputs of a model, their vjp by parameters and floating inputs, and all outputs and states."""
+
+    def smooth(parameters: Any, moving: Mapping[int, Array]) -> Any:
+        outputs, after = f(parameters, states, [moving.get(i, x) for i, x in enumerate(arrays)])
+        return {path: y for path, y in outputs.items() if is_inexact(y)}, (outputs, after)
+
+    return jax.vjp(smooth, parameters, {i: x for i, x in enumerate(arrays) if is_inexact(x)}, has_aux=True)
+
+
+def evaluate(function: Callable[..., list[Any]], structure: Any, *arguments: Any) -> Any:
+    """What a function that was traced gives, in the structure that it had before."""
+    return jax.tree.unflatten(structure, function(*jax.tree.leaves(arguments)))
 
 
 def made(path: str, x: Array, precision: str, values: Arrays) -> Array:

@@ -100,7 +100,7 @@ class ArrayModule(Module):
         values: Arrays | None = None,
         tape: Tape | None = None,
         cotangents: Cotangents | None = None,
-        mode: AbstractContextManager[object] = nullcontext(),  # noqa: B008, which has no state
+        mode: AbstractContextManager[object] | None = None,
         way: str = "",
     ) -> Run:
         """Run a copy of the module, and go back through it with autograd."""
@@ -122,7 +122,7 @@ class ArrayModule(Module):
         try:
             with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(cotangents is not None):
                 torch.manual_seed(SEED)
-                with masks_seen(tape), mode:
+                with masks_seen(tape), mode or nullcontext():
                     outputs = arrays_of(structure.call(module, tensors, {}))
                 arrays = {path: to_array(y).copy() for path, y in outputs.items()}
                 gradients: tuple[Tensor, ...] = ()
@@ -171,9 +171,8 @@ def watch(module: nn.Module, tape: Tape) -> None:
     """Have a tape see what each layer of a module receives and returns."""
 
     def before(path: str, layer: nn.Module, args: Any, kwargs: Any) -> Any:
-        if tape.meet(path, kind_of(layer)):
-            return watched(tape, path, "input", (args, kwargs))
-        return None
+        tape.meet(path, kind_of(layer))
+        return watched(tape, path, "input", (args, kwargs)) if tape.wants(path) else None
 
     def after(path: str, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
         return watched(tape, path, "output", result) if tape.wants(path) else None

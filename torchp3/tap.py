@@ -31,7 +31,11 @@ def tap(name: str, x: Tensor) -> Tensor:
     >>> hidden = tap("fc1", x @ weight.T + bias)
     """
     tape = TAPE.get()
-    return watched(tape, name, "output", x) if tape is not None and tape.meet(name, "") else x
+    if tape is None:
+        return x
+    tape.meet(name, "")
+    named: Tensor = watched(tape, name, "output", x) if tape.wants(name) else x
+    return named
 
 
 def watched(tape: Tape, layer: str, role: Role, tree: Any) -> Any:

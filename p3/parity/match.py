@@ -308,6 +308,7 @@ class Name(NamedTuple):
     role: str
 
 
+@cache
 def understood(text: str) -> tuple[frozenset[str], str]:
     """The words of a path in the common vocabulary, and its role."""
     text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
@@ -542,7 +543,7 @@ class Item:
         """Of the array."""
         return self.array.shape
 
-    @property
+    @cached_property
     def leaf(self) -> str:
         """The last word of the path that is no number."""
         words = [word for word in self.parameter.path.split(".") if not word.isdigit()]
@@ -564,6 +565,7 @@ class Item:
             self.known[dtype] = int(words.sum()), int((words * words).sum())
         return self.known[dtype]
 
+    @cached_property
     def letters(self) -> str:
         """What the axes of an array of PyTorch are; "" where its kind of layer does not say."""
         if len(self.shape) < 2 or "weight" not in self.leaf:
@@ -575,6 +577,7 @@ class Item:
                 return "n" * layers + letters  # of several layers in one
         return ""
 
+    @cached_property
     def orders(self) -> tuple[str, ...]:
         """In which orders an array of JAX may have the axes; none where its kind of layer does not say."""
         for pattern, orders in JAX_AXES:
@@ -605,27 +608,45 @@ def has_same_numbers(torch: Item, jax: Item) -> bool:
     return torch.numbers(dtype) == jax.numbers(dtype)
 
 
-def fitting(torch: Item, jax: Item) -> list[Layout]:
+def fitting(torch: Item, jax: Item) -> tuple[Layout, ...]:
     """The layouts that two arrays may have, the likeliest first; one where the kinds or the shapes say."""
-    found = [Layout(torch.shape, jax.shape, groups) for groups in arrangements(torch.shape, jax.shape)]
+    return ordered_layouts(
+        torch.shape, jax.shape, torch.letters, jax.orders, conventional(torch.leaf), conventional(jax.leaf)
+    )
+
+
+@cache
+def ordered_layouts(
+    torch: tuple[int, ...], jax: tuple[int, ...], letters: str, orders: tuple[str, ...], written: str, order: str
+) -> tuple[Layout, ...]:
+    """
+    The layouts of two shapes, the likeliest first.
+
+    Parameters
+    ----------
+    torch, jax : the shapes
+    letters, orders : what the kinds of layers say of the axes
+    written, order : what goes with the names of the leaves
+    """
+    found = [Layout(torch, jax, groups) for groups in arrangements(torch, jax)]
     found = [layout for layout in found if layout.is_in_order]
-    letters, orders = torch.letters(), jax.orders()
     if letters and orders:
-        return list(dict.fromkeys(x for order in orders for x in found if x.has_order(letters, order)))
+        return tuple(dict.fromkeys(x for order in orders for x in found if x.has_order(letters, order)))
+    written, order = letters or written, orders[0] if orders else order
 
     def strangeness(layout: Layout) -> tuple[bool, int]:
         """By what the least conventional layout is the last."""
-        written = letters or conventional(torch.leaf)
-        order = orders[0] if orders else conventional(jax.leaf)
-        if not written or not order or len(torch.shape) > len(written):
-            return False, sum(a > b for a, b in combinations(layout.axes, 2))
+        swaps = sum(a > b for a, b in combinations(layout.axes, 2))
+        if not written or not order or len(torch) > len(written):
+            return False, swaps
         # Of an array that is written as xyzio, what is there are the last axes: io.
-        mine = written if written[0] == "o" or letters else written[len(written) - len(torch.shape) :]
-        return not layout.has_order(mine, order), sum(a > b for a, b in combinations(layout.axes, 2))
+        mine = written if written[0] == "o" or letters else written[len(written) - len(torch) :]
+        return not layout.has_order(mine, order), swaps
 
-    return sorted(found, key=strangeness)
+    return tuple(sorted(found, key=strangeness))
 
 
+@cache
 def conventional(leaf: str) -> str:
     """The order of the axes that goes with the name of a leaf; "" where none does."""
     if leaf == "weight" or leaf.endswith("_weight") or leaf.startswith("weight_"):
@@ -699,9 +720,9 @@ def linked(pairs: Sequence[Pair]) -> tuple[list[Link], list[bool]]:
 
 def link_with(torch: tuple[Item, ...], jax: Item, layout: Layout) -> Link:
     """The link of a pair with a layout."""
-    letters = torch[0].letters()
+    letters = torch[0].letters
     # That of the convolution whose transpose it is, which lies as PyTorch's.
-    is_as_in_torch = "transpose_kernel" in jax.parameter.kind if jax.orders() else is_transpose(layout, letters)
+    is_as_in_torch = "transpose_kernel" in jax.parameter.kind if jax.orders else is_transpose(layout, letters)
     is_flipped = torch[0].parameter.kind.startswith("ConvTranspose") and not is_as_in_torch
     return layout.link(tuple(item.part for item in torch), jax.part, letters or "abcdefgh", is_flipped)
 
@@ -836,7 +857,7 @@ def projections(fused: Item, words: Sequence[str], others: Sequence[Item]) -> It
 
 def pieces(fused: Item, apart: Sequence[Item]) -> list[Part]:
     """The pieces of one array that are as large as several of the other side; none where no axis can be cut so."""
-    letters = fused.letters() or (fused.orders() or (conventional(fused.leaf) or "oixyz",))[0]
+    letters = fused.letters or (fused.orders or (conventional(fused.leaf) or "oixyz",))[0]
     by_last = letters.index("o") > letters.index("i")
     axes = sorted(range(len(fused.shape)), reverse=by_last)
     if len(axes) > 2:  # where one may be an axis of what is projected
@@ -1037,7 +1058,8 @@ def assigned(
             - ORDER * abs(torch.places[a] - jax.places[b])
         )
 
-    from scipy.optimize import linear_sum_assignment  # adds filters of warnings when it is imported
+    # Here, since the import adds filters of warnings.
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     pairs, total_score = [], 0.0
     by_size: defaultdict[int, list[Item]] = defaultdict(list)
@@ -1317,7 +1339,7 @@ def explained(link: Link, expected: np.ndarray, jax: Item, single: Mapping[Part,
 
 def rearranged(torch: Item, jax: Item) -> Iterator[Link]:
     """The links with all layouts that the shapes allow."""
-    letters = torch.letters() or "abcdefgh"
+    letters = torch.letters or "abcdefgh"
     layouts = [Layout(torch.shape, jax.shape, groups) for groups in arrangements(torch.shape, jax.shape)]
     for layout, is_flipped in product(layouts, (False, True)):
         yield layout.link((torch.part,), jax.part, letters, is_flipped)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -77,7 +77,7 @@ class Module(ABC):
         values: Arrays | None = None,
         tape: Tape | None = None,
         cotangents: Cotangents | None = None,
-        mode: AbstractContextManager[object] = nullcontext(),  # noqa: B008, which has no state
+        mode: AbstractContextManager[object] | None = None,
         way: str = "",
     ) -> Run:
         """
