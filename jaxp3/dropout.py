@@ -6,11 +6,12 @@ from threading import RLock
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxp3.tap import TAPE, shown
-from p3.parity.tape import Mask, Tape
+from p3.parity.models.tape import Mask, Tape
 
 DRAWING = RLock()  # of DRAWERS
 DRAWERS: list[Tape] = []  # that see masks in some thread
@@ -38,13 +39,13 @@ def masks_seen(tape: Tape | None) -> Iterator[None]:
 def bernoulli(key: Array, p: Any = 0.5, *args: Any, **kwargs: Any) -> Array:
     """`jax.random.bernoulli`, or the mask that the tape of this thread has."""
     mask = BERNOULLI(key, p, *args, **kwargs)
-    if TAPE.get() is None or isinstance(p, jax.core.Tracer) or np.ndim(p):
+    if TAPE.get() is None or jnp.ndim(p):
         return mask
-    probability = float(p)
 
-    def see(tape: Tape, mask: Array) -> tuple[Array | np.ndarray, int]:
-        value = tape.drawn(Mask(np.asarray(mask), probability))
+    def see(tape: Tape, mask: Array, probability: Array) -> tuple[Array | np.ndarray, int]:
+        # The same for all examples of a batch.
+        value = tape.drawn(Mask(np.asarray(mask), float(np.ravel(probability)[0])))
         return mask if value is None else value, 0
 
-    drawn: Array = shown.bind(mask, see=see)[0]
+    drawn: Array = shown.bind(mask, jnp.asarray(p), see=see)[0]
     return drawn

@@ -20,7 +20,7 @@ from jax import Array
 from jaxp3.function import is_inexact
 from jaxp3.tap import watched
 from p3.errors import InputError
-from p3.parity.tape import Tape
+from p3.parity.models.tape import Tape
 from p3.parity.tree import made_like
 
 SEED = 0  # of what a model draws, as for dropout

@@ -16,9 +16,9 @@ from jaxp3.dropout import masks_seen
 from jaxp3.function import from_array, is_inexact, to_array
 from jaxp3.libraries import Library, library_of
 from jaxp3.tap import TAPE
-from p3.parity.match import Parameter
-from p3.parity.module import Arrays, Cotangents, Module, Run, parents
-from p3.parity.tape import Tape
+from p3.parity.models.links import Parameter
+from p3.parity.models.module import Arrays, Cotangents, Module, Run, parents
+from p3.parity.models.tape import Tape
 from p3.parity.tree import Structure, leaves
 
 

@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching
 
 from jaxp3.function import is_inexact
-from p3.parity.tape import Point, Role, Tape, arrays_mapped
+from p3.parity.models.tape import Point, Role, Tape, arrays_mapped
 
 TAPE: ContextVar[Tape | None] = ContextVar("TAPE", default=None)  # that watches the model which runs
 

@@ -11,7 +11,7 @@ from .parity.frameworks import check as check
 from .parity.frameworks import check_model as check_model
 from .parity.frameworks import convert as convert
 from .parity.frameworks import parity_test as parity_test
-from .parity.model_report import ModelReport as ModelReport
+from .parity.models.report import ModelReport as ModelReport
 from .parity.report import ParityReport as ParityReport
 
 __version__: str

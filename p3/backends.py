@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # some of these import this module, which itself needs none o
     from p3.fitting.starts import StartsProgress, StartsResult
     from p3.fitting.training import Observation, Progress
     from p3.parity.function import Function
-    from p3.parity.module import Module
+    from p3.parity.models.module import Module
 
 BackendName = Literal["torch", "jax"]
 Made = TypeVar("Made")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from p3.parity.tape import Mask, Tape
+from p3.parity.models.tape import Mask, Tape
 from torchp3.function import from_array, to_array
 
 DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")

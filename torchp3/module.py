@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from p3.errors import InputError
-from p3.parity.match import Parameter
-from p3.parity.module import Arrays, Cotangents, Mode, Module, Run, parents
-from p3.parity.tape import Tape
+from p3.parity.models.links import Parameter
+from p3.parity.models.module import Arrays, Cotangents, Mode, Module, Run, parents
+from p3.parity.models.tape import Tape
 from p3.parity.tree import Structure, leaves
 from torchp3.confusions import Applying, confusions
 from torchp3.conventions import ByConvention

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p3.parity.tape import Point, Role, Tape, arrays_mapped
+from p3.parity.models.tape import Point, Role, Tape, arrays_mapped
 from torchp3.function import from_array, to_array
 
 TAPE: ContextVar[Tape | None] = ContextVar("TAPE", default=None)  # that watches the model which runs

@@ -13,8 +13,8 @@ from p3.commands.check import check_progress, exits_reported, frameworks_option
 from p3.commands.files import reportable
 from p3.errors import InputError
 from p3.parity.inputs import load_function, parse_input
-from p3.parity.match import Match
-from p3.parity.model_checker import check_model
+from p3.parity.models.checker import check_model
+from p3.parity.models.links import Match
 
 
 def check_model_command() -> click.Command:

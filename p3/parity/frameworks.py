@@ -10,11 +10,11 @@ from p3.errors import InputError, UncallableError
 from p3.parity import checker, testing
 from p3.parity.case import Case, Options, make_inputs
 from p3.parity.function import Function
-from p3.parity.match import Match
-from p3.parity.match import match as match_of
-from p3.parity.model_checker import check_model as check_models
-from p3.parity.model_report import ModelReport
-from p3.parity.module import Module
+from p3.parity.models.checker import check_model as check_models
+from p3.parity.models.links import Match
+from p3.parity.models.match import match as match_of
+from p3.parity.models.module import Module
+from p3.parity.models.report import ModelReport
 from p3.parity.process import changes
 from p3.parity.report import ParityReport
 

@@ -7,7 +7,7 @@ from typing import Unpack
 from p3.parity.case import Case, Options
 from p3.parity.checker import check_names, make_case, run_check
 from p3.parity.function import Function
-from p3.parity.model_report import ModelReport
+from p3.parity.models.report import ModelReport
 
 
 def parity_test(

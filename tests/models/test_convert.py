@@ -7,7 +7,7 @@ from flax import nnx
 
 import p3
 from p3.parity.frameworks import as_module
-from p3.parity.match import compared
+from p3.parity.models.equality import compared
 from tests.models import test_models
 from tests.models.test_models import PAIRS, marked
 

@@ -18,7 +18,9 @@ from flax import linen, nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from p3.errors import InputError
-from p3.parity.match import Match, Parameter, compared, match
+from p3.parity.models.equality import compared
+from p3.parity.models.links import Match, Parameter
+from p3.parity.models.match import match
 
 Arrays = dict[str, np.ndarray]
 

@@ -98,7 +98,9 @@ ONLY_IN = {
     ("torchp3", "Replaceable"): "an autograd.Function is a class; a custom_vjp is the function itself",
     ("jaxp3", "replaceable"): "a class, Replaceable, in PyTorch",
     ("jaxp3", "shown"): "an operation that sees a whole batch; PyTorch's functions see whole batches anyway",
+    ("jaxp3", "See"): "the functions that it calls",
     ("jaxp3", "run_now"): "what the operation does",
+    ("jaxp3", "array_of"): "what it returns beside",
     ("jaxp3", "shapes_of_result"): "what it returns",
     ("jaxp3", "run_batch"): "what it does under vmap",
     ("torchp3", "DROPOUTS"): "what draws masks in PyTorch; in JAX it is bernoulli",
@@ -112,6 +114,10 @@ ONLY_IN = {
     ("torchp3", "watch"): "a module has hooks; the libraries that JAX has are watched in libraries.py",
     ("jaxp3", "ArrayModule.ways"): "a torch.nn.Module takes batches; equinox's layers take one example",
     ("jaxp3", "made"): "JAX's arrays are made anew; PyTorch's are written into",
+    ("jaxp3", "ArrayModule.traces"): "what ArrayModule.traced has traced",
+    ("jaxp3", "ArrayModule.traced"): "JAX traces a model's Python code; PyTorch runs it",
+    ("jaxp3", "evaluate"): "runs what was traced",
+    ("jaxp3", "pulled_back"): "what is traced",
     ("jaxp3", "numpy_of"): "PyTorch's arrays are copied, since modules change them",
     ("torchp3", "SEED"): "PyTorch's random state is set; in JAX it is in libraries.py",
 }
@@ -134,6 +140,7 @@ DIFFERS = {
     "multiplied": "the rules of an autograd.Function are static methods",
     "ArrayModule.model": "a torch.nn.Module, or a model of one of JAX's libraries",
     "ArrayModule.is_torch": "which of the two it is",
+    "watched": "the backward pass of PyTorch may be in another thread, where the tape is not known by context",
     "clip": "torch.optim's rules take lists; optax's take any tree",
 }
 # PyTorch's words in names and annotations, and JAX's for the same.

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from p3.parity.difference import Difference
-from p3.parity.match import Match
-from p3.parity.model_findings import Finding
+from p3.parity.models.findings import Finding
+from p3.parity.models.links import Match
 from p3.parity.report import ORDER, as_text, jsonable, plain
 
 MOST_ROWS = 12  # of layers or parameters in a table on a terminal
@@ -112,7 +112,7 @@ class ModelReport:
 
     def to_html(self) -> str:
         """A page of its own, with the layers, a picture of their differences, and the parameters."""
-        from p3.parity.model_page import page_of  # matplotlib and Jinja, which only a page needs
+        from p3.parity.models.page import page_of  # matplotlib and Jinja, which only a page needs
 
         return page_of(self)
 

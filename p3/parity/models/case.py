@@ -11,11 +11,12 @@ import numpy as np
 from p3.errors import InputError
 from p3.parity.case import make_inputs
 from p3.parity.function import Arrays, at_precision, is_inexact, wide
-from p3.parity.match import Link, Match, Parameter, Part, match
 from p3.parity.mismatch import Measure, Pair, judge, measure
-from p3.parity.module import Mode, Module, Run
-from p3.parity.pairing import Layout, Target, Unit, layouts, plan_of, units_of
-from p3.parity.tape import Event, Mask, Recording, Shapes, StopRun, Tape
+from p3.parity.models.links import Link, Match, Parameter, Part
+from p3.parity.models.match import match
+from p3.parity.models.module import Mode, Module, Run
+from p3.parity.models.pairing import Layout, Target, Unit, layouts, plan_of, units_of
+from p3.parity.models.tape import Event, Mask, Recording, Shapes, StopRun, Tape
 from p3.parity.tree import Structure
 from p3.tolerance import LIKELY
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from p3.parity.match import Comparison, Link, Match, compared
-from p3.parity.model import ModelCase, make_case
-from p3.parity.model_findings import Findings
-from p3.parity.model_report import LayerRow, MatchRow, ModelReport
-from p3.parity.module import Module
-from p3.parity.tape import Event
+from p3.parity.models.case import ModelCase, make_case
+from p3.parity.models.equality import Comparison, compared
+from p3.parity.models.findings import Findings
+from p3.parity.models.links import Link, Match
+from p3.parity.models.module import Module
+from p3.parity.models.report import LayerRow, MatchRow, ModelReport
+from p3.parity.models.tape import Event
 
 Progress = Callable[[str, int, int], None]
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from p3.parity.difference import Kind
 from p3.parity.function import epsilon, wide
-from p3.parity.match import Comparison as Compared
-from p3.parity.match import Link, compared
 from p3.parity.mismatch import Mismatch, explain, judge
-from p3.parity.model import MOVES, Comparison, ModelCase, Moves, Planting, Silent, Spot, greatest
-from p3.parity.module import Mode
-from p3.parity.pairing import Target
-from p3.parity.tape import Event, StopRun
+from p3.parity.models.case import MOVES, Comparison, ModelCase, Moves, Planting, Silent, Spot, greatest
+from p3.parity.models.equality import Comparison as Compared
+from p3.parity.models.equality import compared
+from p3.parity.models.links import Link
+from p3.parity.models.module import Mode
+from p3.parity.models.pairing import Target
+from p3.parity.models.tape import Event, StopRun
 from p3.tolerance import EXPLAINED, FEW, HALF_INSIDE, HALF_PARITY, MOST_NOISE, ONE_CONSTANT, SMOOTH_DIFFERENCE
 
 SINGLE = epsilon("float32") / epsilon("float64")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from p3.parity.function import is_inexact
-from p3.parity.match import Link, Match, Parameter
-from p3.parity.tape import Event, Point
+from p3.parity.models.links import Link, Match, Parameter
+from p3.parity.models.tape import Event, Point
 
 Shape = tuple[int, ...]
 Shapes = Mapping[Event, tuple[Shape, np.dtype[Any]]]

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from p3.html import as_svg, render
-from p3.parity.model_report import ModelReport
+from p3.parity.models.report import ModelReport
 from p3.tolerance import PARITY
 
 # Colours that also differ in grey, and for the colour-blind (Okabe and Ito).

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from p3.parity.match import Parameter
-from p3.parity.tape import Tape
+from p3.parity.models.links import Parameter
+from p3.parity.models.tape import Tape
 from p3.parity.tree import Structure
 
 Arrays = Mapping[str, np.ndarray]  # by path

@@ -1,0 +1,1 @@
+"""The checker of whole models: parameters matched, layers compared, causes named."""
