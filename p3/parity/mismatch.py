@@ -215,6 +215,20 @@ def describe_ladder(mismatch: Mismatch) -> str:
     return f"{mismatch.kind} ({figures})"
 
 
+class Explanation(NamedTuple):
+    """
+    What a difference comes of, or looks like.
+
+    Attributes
+    ----------
+    kind : the mistake, in a word; "size" and "elements" where it looks like none
+    text : in a sentence, with its numbers
+    """
+
+    kind: str
+    text: str
+
+
 def explain(
     got: np.ndarray,
     expected: np.ndarray,
@@ -222,6 +236,17 @@ def explain(
     weights: np.ndarray | float = 1.0,
     is_value: bool = False,
 ) -> str:
+    """What the difference looks like, in a sentence; as `resemblance`."""
+    return resemblance(got, expected, others, weights, is_value).text
+
+
+def resemblance(
+    got: np.ndarray,
+    expected: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    weights: np.ndarray | float = 1.0,
+    is_value: bool = False,
+) -> Explanation:
     """
     What the difference looks like, by the mistakes that people make.
 
@@ -246,33 +271,32 @@ def explain(
             )
 
     if got.shape != expected.shape:
-        return f"its shape is {got.shape} and not {expected.shape}"
+        return Explanation("shape", f"its shape is {got.shape} and not {expected.shape}")
     for name, other in others.items():
         if alike(g, wide(other)) and not alike(g, e):
-            return name
-    if (np.isnan(g) & ~np.isnan(e)).any():
-        return f"it is NaN in {int((np.isnan(g) & ~np.isnan(e)).sum())} of {g.size} elements"
+            return Explanation("other", name)
+    is_nan = np.isnan(g) & ~np.isnan(e)
+    if is_nan.any():
+        return Explanation("NaN", f"it is NaN in {int(is_nan.sum())} of {g.size} elements")
     if not g.any() and e.any():
-        return "it is 0 everywhere" + ("" if is_value else ": a rule that returns zeros, or something detached")
+        why = "" if is_value else ": a rule that returns zeros, or something detached"
+        return Explanation("zero", f"it is 0 everywhere{why}")
     if alike(g, -e):
-        return "its sign is wrong"
+        return Explanation("sign", "its sign is wrong")
     if g.dtype.kind == "c" and alike(g, e.conj()):
-        return "it is the complex conjugate"
+        return Explanation("conjugate", "it is the complex conjugate")
     if g.ndim >= 2 and alike(g, np.swapaxes(e, -1, -2).reshape(e.shape)):
-        return "it is transposed"
+        return Explanation("transposed", "it is transposed")
     if g.ndim >= 1 and g.size > 1:
         for shift in (1, -1):
             if alike(g.ravel(), np.roll(e.ravel(), shift)):
-                return "it is off by one element"
+                return Explanation("shifted", "it is off by one element")
         if alike(g.ravel(), e.ravel()[::-1]):
-            return "it is reversed"
+            return Explanation("reversed", "it is reversed")
     if g.size == 1:
-        short = f"it is {g.ravel()[0]:.6g}, and {e.ravel()[0]:.6g} is right"
-        return (
-            short
-            if f"{g.ravel()[0]:.6g}" != f"{e.ravel()[0]:.6g}"
-            else f"it is {g.ravel()[0]:.17g}, and {e.ravel()[0]:.17g} is right"
-        )
+        x, right = g.ravel()[0], e.ravel()[0]
+        digits = 6 if f"{x:.6g}" != f"{right:.6g}" else 17
+        return Explanation("scalar", f"it is {x:.{digits}g}, and {right:.{digits}g} is right")
     with np.errstate(all="ignore"):
         ratios = (g / e)[np.isfinite(g / e) & (np.abs(e) > DIVISOR.value * np.abs(e).max(initial=0))]
     if (
@@ -280,12 +304,12 @@ def explain(
         and np.ptp(ratios.real) <= CONSTANT.value * np.abs(ratios).max()
         and abs(ratios.mean() - 1) > RESEMBLES.value
     ):
-        return f"it is {ratios.mean().real:.6g} times what it should be"
+        return Explanation("factor", f"it is {ratios.mean().real:.6g} times what it should be")
     with np.errstate(invalid="ignore"):
         largest_expected = float(np.abs(e[np.isfinite(e)]).max(initial=0))
         difference = np.abs(g - e)[np.isfinite(g - e)].max(initial=0)
     if not largest_expected:
-        return f"it is up to {difference:.6g} where all should be 0"
+        return Explanation("size", f"it is up to {difference:.6g} where all should be 0")
     error = difference / largest_expected
     with np.errstate(all="ignore"):
         differ = ~(
@@ -293,7 +317,7 @@ def explain(
         )
         slopes = ((g - e) / weights)[np.isfinite(g - e)]
     if g.size > 4 and 0 < differ.sum() <= g.size // 4:
-        return f"it differs in {int(differ.sum())} of {g.size} elements alone"
+        return Explanation("elements", f"it differs in {int(differ.sum())} of {g.size} elements alone")
     if slopes.size > 1 and np.ptp(slopes.real) <= CONSTANT.value * np.abs(slopes).max():
-        return f"it is off by a constant, {slopes.mean().real:.6g}"
-    return f"it is up to {error:.3g} of the largest element off"
+        return Explanation("constant", f"it is off by a constant, {slopes.mean().real:.6g}")
+    return Explanation("size", f"it is up to {error:.3g} of the largest element off")

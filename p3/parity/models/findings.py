@@ -10,15 +10,15 @@ import numpy as np
 
 from p3.parity.difference import Kind
 from p3.parity.function import epsilon, wide
-from p3.parity.mismatch import Mismatch, explain, judge
-from p3.parity.models.case import MOVES, Comparison, ModelCase, Moves, Planting, Silent, Spot, greatest
+from p3.parity.mismatch import Explanation, Mismatch, judge
+from p3.parity.models.case import MOVES, Comparison, ModelCase, Moves, Silent, Spot
+from p3.parity.models.causes import Causes
 from p3.parity.models.equality import Comparison as Compared
 from p3.parity.models.equality import compared
 from p3.parity.models.links import Link
-from p3.parity.models.module import Mode
 from p3.parity.models.pairing import Target
-from p3.parity.models.tape import Event, StopRun
-from p3.tolerance import EXPLAINED, FEW, HALF_INSIDE, HALF_PARITY, MOST_NOISE, ONE_CONSTANT, SMOOTH_DIFFERENCE
+from p3.parity.models.tape import Event
+from p3.tolerance import FEW, HALF_INSIDE, HALF_PARITY, MOST_NOISE, ONE_CONSTANT, SMOOTH_DIFFERENCE
 
 SINGLE = epsilon("float32") / epsilon("float64")
 MOST_RUNS = 8  # to find out whether layers have their borders at the same place
@@ -38,7 +38,7 @@ class Finding:
     path : of the layer or the parameter, in the reference's names
     title : the layer, with its classes in both models; or the code between layers
     kind : as of a `Difference`
-    explanation : what it looks like, or the cause
+    cause : what it comes of, or looks like
     mismatch : the worst element
     also : the paths of other layers or parameters that differ in the same way
     call : which call of the layer it is, where there are several
@@ -49,11 +49,16 @@ class Finding:
     path: str
     title: str
     kind: Kind
-    explanation: str
+    cause: Explanation
     mismatch: Mismatch | None = None
     also: tuple[str, ...] = ()
     call: int | None = None
     spot: Spot = NOWHERE
+
+    @property
+    def explanation(self) -> str:
+        """The cause, in a sentence."""
+        return self.cause.text
 
     def __str__(self) -> str:
         """One line."""
@@ -84,6 +89,7 @@ class Findings:
     def __init__(self, case: ModelCase) -> None:
         """Nothing has been looked at."""
         self.case = case
+        self.causes = Causes(case)
 
     @cached_property
     def kinds(self) -> dict[str, dict[str, str]]:
@@ -109,9 +115,12 @@ class Findings:
             for path in (finding.path, *finding.also):
                 values = self.without_consequence(path.rpartition(".")[0], values)
         values = list(self.in_another_order(self.without_leaks(values)))
-        named = {self.kind(f.path) for f in values if f.explanation.startswith(AGREES)}
+        named = {self.kind(f.path) for f in values if f.cause.kind == "convention"}
         gradients = [f for f in self.gradients() if not (self.is_small(f) and self.kind(f.path) in named)]
-        without = [Finding("output", path, path, "semantic", text) for path, text in self.case.missing_outputs.items()]
+        without = [
+            Finding("output", path, path, "semantic", Explanation("missing", text))
+            for path, text in self.case.missing_outputs.items()
+        ]
         found = self.folded([*self.parameters(), *missing, *self.of_one_piece(values), *without, *gradients])
         return tuple(sorted(found, key=lambda finding: finding.kind != "semantic"))
 
@@ -136,7 +145,7 @@ class Findings:
         for finding in findings:
             is_block = any(unit.is_block and unit.reference == finding.path for unit in self.case.units)
             is_code = finding.quantity == "input" or finding.spot.what == "output" or is_block
-            if not is_code or finding.kind != "semantic" or finding.explanation.startswith(AGREES):
+            if not is_code or finding.kind != "semantic" or finding.cause.kind == "convention":
                 found.append(finding)
                 continue
             own = self.sources(finding.spot)
@@ -170,7 +179,7 @@ class Findings:
                 if not found.is_equal:
                     torch_path, jax_path = found.link.torch[0].path, found.link.jax.path
                     path = torch_path if case.is_torch_first else jax_path
-                    yield Finding("parameter", path, path, "semantic", difference_in_words(found))
+                    yield Finding("parameter", path, path, "semantic", fault_of(found))
         yield from self.untied()
 
     def without_consequence(self, layer: str, values: list[Finding]) -> list[Finding]:
@@ -192,7 +201,7 @@ class Findings:
             if len(others) > 1:
                 path = name if (side == "PyTorch") == self.case.is_torch_first else str(several[0].torch[0])
                 text = f"{side} has one array, {name}, and the other side {' and '.join(sorted(others))}"
-                yield Finding("parameter", path, path, "semantic", text)
+                yield Finding("parameter", path, path, "semantic", Explanation("untied", text))
 
     def missing(self) -> Iterator[Finding]:
         """Parameters that the port has not, all together; and those that it has more than the reference."""
@@ -205,12 +214,15 @@ class Findings:
         if used:
             paths = [whole(name) for name in used]
             text = f"the port has no {listed(used, ' and no ')}"
-            yield Finding("parameter", paths[0], paths[0], "semantic", text, also=tuple(paths[1:]))
+            yield Finding(
+                "parameter", paths[0], paths[0], "semantic", Explanation("missing", text), also=tuple(paths[1:])
+            )
         for name in theirs:
             if np.any(case.from_end_to_end_run.gradients.get(whole(name), np.zeros(1))):
                 layer, _, leaf = name.rpartition(".")
                 path = f"{back.get(layer, layer)}.{leaf}"
-                yield Finding("parameter", path, path, "semantic", f"the port has {name}, and the reference has not")
+                text = f"the port has {name}, and the reference has not"
+                yield Finding("parameter", path, path, "semantic", Explanation("more", text))
 
     # values
 
@@ -288,6 +300,15 @@ class Findings:
         moving = squares > 0
         return bool(moving.any() and (products[moving] / squares[moving]).mean() > SMOOTH_DIFFERENCE.value)
 
+    def half_precision(self, comparison: Comparison, spot: Spot, mismatch: Mismatch) -> Explanation | None:
+        """That something is rounded to half precision, where the difference is as large as that and as random."""
+        off = mismatch.epsilons * epsilon("float64") / epsilon("bfloat16")
+        is_as_large = mismatch.precision == "float64" and HALF_INSIDE.value <= off <= HALF_PARITY.epsilons
+        if not is_as_large or self.is_smooth(comparison, spot):
+            return None
+        text = "the difference is as large, and as random, as that of rounding to bfloat16 or float16"
+        return Explanation("half precision", text)
+
     @cached_property
     def is_right_from_end_to_end(self) -> bool:
         """Whether outputs, gradients and states agree to rounding in float64, with nothing put in."""
@@ -346,7 +367,7 @@ class Findings:
         """That an array has another dtype."""
         got, expected = self.case.by_layer.dtypes[spot]
         text = f"it is {got} in the port, and {expected} in the reference"
-        return Finding("output", path, title, "semantic", text, spot=spot)
+        return Finding("output", path, title, "semantic", Explanation("dtype", text), spot=spot)
 
     # gradients
 
@@ -421,20 +442,6 @@ class Findings:
         inner = [x for x in dict.fromkeys(layers) if not event.point.layer.startswith(f"{x}.")]
         return f", in the reference with {listed(inner)}" if inner else ""
 
-    def contribution(self, event: Event, got: np.ndarray, expected: np.ndarray) -> str:
-        """Through which layer alone a cotangent comes back, or through which none does; empty where neither is so."""
-        recording = self.case.base[1]
-        bound = EXPLAINED.value * greatest(wide(got) - wide(expected))
-        for other, part in recording.cotangents.items():
-            is_later = other.point.role == "input" and self.order.get(other, -1) > self.order[event]
-            if not is_later or part.shape != got.shape:
-                continue
-            if greatest(wide(got) - part) <= bound:
-                return f"it is only what comes back through {other.point.layer}: something beside it is detached"
-            if greatest(wide(expected) - part - got) <= bound:
-                return f"what comes back through {other.point.layer} is missing: something is detached"
-        return ""
-
     def after(self, event: Event) -> str:
         """The layer that runs next after an event."""
         later = [e.point.layer for e in self.order if self.order[e] > self.order[event] and e.point.role == "input"]
@@ -445,128 +452,33 @@ class Findings:
         got, expected = comparison.arrays[spot][mismatch.precision]
         is_value = spot.what in ("value", "output", "state")
         if mismatch.kind == "single precision":
-            text = "it computes in float32 inside, whatever it is given"
+            cause = Explanation("single precision", "it computes in float32 inside, whatever it is given")
         else:
-            text = (
-                self.cause(spot, got, expected)
-                or self.half(comparison, spot, mismatch)
-                or (self.masks() if is_value else "")
-                or explain(got, expected, self.instead(spot, expected) if is_value else {}, is_value=is_value)
+            cause = (
+                self.causes.convention(spot, got, expected)
+                or self.half_precision(comparison, spot, mismatch)
+                or (self.causes.masks() if is_value else None)
+                or self.causes.looks(spot, got, expected)
             )
         if not isinstance(spot.name, Event):
             quantity = {"input gradient": "gradient"}.get(spot.what, spot.what)
             layers = [e.point.layer for e in self.order]
             title = f"code after {layers[-1]}, {spot.name}" if spot.what == "output" and layers else str(spot.name)
-            return Finding(quantity, str(spot.name), title, mismatch.kind, text, mismatch, spot=spot)
+            return Finding(quantity, str(spot.name), title, mismatch.kind, cause, mismatch, spot=spot)
         event, layer = spot.name, spot.name.point.layer
         is_input = event.point.role == "input"
         call = event.call if any(e.point == event.point and e.call for e in self.order) else None
         if spot.what == "value" and is_input:
             title = f"code between {self.before(event)} and {self.title(layer)}{self.through(event)}"
-            return Finding("input", layer, title, mismatch.kind, text, mismatch, call=call, spot=spot)
+            return Finding("input", layer, title, mismatch.kind, cause, mismatch, call=call, spot=spot)
         if spot.what == "value":
-            return Finding("output", layer, self.title(layer), mismatch.kind, text, mismatch, call=call, spot=spot)
+            return Finding("output", layer, self.title(layer), mismatch.kind, cause, mismatch, call=call, spot=spot)
         if is_input:
             title = f"{self.title(layer)}, by its input"
-            return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call, spot=spot)
+            return Finding("gradient", layer, title, mismatch.kind, cause, mismatch, call=call, spot=spot)
         title = f"code between {self.title(layer)} and {self.after(event)}"
-        text = self.contribution(event, got, expected) or text
-        return Finding("gradient", layer, title, mismatch.kind, text, mismatch, call=call, spot=spot)
-
-    def cause(self, spot: Spot, got: np.ndarray, expected: np.ndarray) -> str:
-        """The convention by which the side that is PyTorch's gives what the other one does; empty where none does."""
-        if spot.what not in ("value", "output", "state") or got.shape != expected.shape:
-            return ""
-        case = self.case
-        torch = case.reference if case.is_torch_first else case.port
-        other = got if case.is_torch_first else expected
-        before = greatest(wide(got) - wide(expected))
-        # What computes in float32 inside leaves more of a difference.
-        least = min(ONE_CONSTANT.bound("float32", case.sizes[spot]), before / FEW.value)
-        for text, mode in torch.conventions(lambda mode: self.by_convention(spot, mode)):
-            found = self.by_convention(spot, mode)
-            if found is None or found.shape != other.shape:
-                continue
-            left = greatest(wide(found) - wide(other))
-            is_finite = np.isfinite(wide(found)).all() == np.isfinite(wide(other)).all()
-            if is_finite and left <= max(EXPLAINED.value * before, least):
-                return f"{AGREES} in PyTorch {text}"
-        return ""
-
-    def half(self, comparison: Comparison, spot: Spot, mismatch: Mismatch) -> str:
-        """That something is rounded to half precision, where the difference is as large as that and as random."""
-        if mismatch.precision != "float64":
-            return ""
-        off = mismatch.epsilons * epsilon("float64") / epsilon("bfloat16")
-        if HALF_INSIDE.value <= off <= HALF_PARITY.epsilons and not self.is_smooth(comparison, spot):
-            return ROUNDED
-        return ""
-
-    def instead(self, spot: Spot, expected: np.ndarray) -> dict[str, np.ndarray]:
-        """What an array would be if a dropout scaled it twice, or not at all, or if it were another output."""
-        found: dict[str, np.ndarray] = {}
-        if spot.what == "output":
-            outputs = self.case.base[0].outputs
-            found |= {f"{ANOTHER_OUTPUT} {path}": x for path, x in outputs.items() if path != spot.name}
-        for mask in self.case.base[1].masks:
-            found["dropout divides by the probability to keep twice"] = expected / mask.probability
-            found["dropout does not divide by the probability to keep"] = expected * mask.probability
-        return found
-
-    def masks(self) -> str:
-        """In what the dropouts of the two models differ, in words; empty where in nothing."""
-        ours, theirs = self.case.base[1].masks, self.case.masks
-        if len(ours) != len(theirs):
-            return f"the reference draws {len(ours)} dropout masks, and the port {len(theirs)}"
-        for mine, other in zip(ours, theirs, strict=True):
-            if mine.probability not in (other.probability, 1 - other.probability):
-                return f"dropout keeps with probability {mine.probability:g}, and in the port {other.probability:g}"
-            if mine.probability != other.probability:
-                return (
-                    f"dropout keeps with probability {mine.probability:g}, and the port draws a mask that is true with "
-                    f"probability {other.probability:g}"
-                )
-        return ""
-
-    def by_convention(self, spot: Spot, mode: Mode) -> np.ndarray | None:
-        """
-        What PyTorch's side has at a spot by a convention, at the reference's own numbers; None where it raises.
-
-        The mode is on in the layer whose output it is, or else in the code between layers.
-        """
-        case = self.case
-        run, recording = case.base
-        found: list[np.ndarray] = []
-        layer = spot.name.point.layer if isinstance(spot.name, Event) and spot.name.point.role == "output" else ""
-        # A layer of which only the output is known begins after the layer before it.
-        begins = layer and any(e.point.layer == layer and e.point.role == "input" for e in case.itself)
-        mode.is_on = spot.what == "state" or not begins
-
-        def see(where: Spot, got: np.ndarray, expected: np.ndarray) -> None:
-            if isinstance(where.name, Event) and spot.what != "state":
-                is_input = where.name.point.role == "input"
-                mode.is_on = where.name.point.layer == layer if begins and is_input else not is_input and not begins
-            if where == spot:
-                found.append(np.array(got))
-                if spot.what == "value":
-                    raise StopRun
-
-        try:
-            if case.is_torch_first:
-                run = case.run_reference("float64", Planting(case.itself, recording, see), mode=mode, forward=True)
-                for path, x in run.outputs.items():
-                    see(Spot("output", path), x, x)
-                for where, x in case.in_torch(run, True).items():
-                    see(where, x, x)
-            else:
-                port = case.run_port("float64", Planting(case.plan, recording, see), mode=mode, forward=True)
-                for where, x, _ in case.ends(run._replace(gradients={}, input_gradients={}), port):
-                    see(where, x, x)
-        except StopRun:
-            pass
-        except Exception:  # which a model may raise where shapes are others
-            return None
-        return found[0] if found else None
+        cause = self.causes.detached(event, got, expected) or cause
+        return Finding("gradient", layer, title, mismatch.kind, cause, mismatch, call=call, spot=spot)
 
     def without_leaks(self, findings: list[Finding]) -> list[Finding]:
         """
@@ -592,10 +504,10 @@ class Findings:
         ours = [layer for layer in names if layer in moved]
         theirs = sorted(moved, key=rank.__getitem__)
         text = f"the layers run in another order: {listed(ours)} in the reference, and {listed(theirs)} in the port"
-        yield replace(first, explanation=text)
+        yield replace(first, cause=Explanation("order", text))
         for finding in findings[findings.index(first) + 1 :]:
             # Later code gets other numbers then, and what differs there for another reason has that for its cause.
-            has_cause = finding.explanation.startswith(AGREES) or finding.quantity not in ("input", "output")
+            has_cause = finding.cause.kind == "convention" or finding.quantity not in ("input", "output")
             if has_cause or finding.kind != "semantic":
                 yield finding
 
@@ -634,7 +546,7 @@ class Findings:
                 if before:
                     text = f"the port never runs {listed(outermost(before))}"
                     left_out = [layer for layer in left_out if layer not in before]
-                    yield replace(finding, explanation=text)
+                    yield replace(finding, cause=Explanation("never run", text))
                     continue
             yield finding
 
@@ -669,7 +581,7 @@ class Findings:
         """Whether a gradient of code between layers differs by what is detached somewhere, or by nothing known."""
         name = finding.spot.name
         is_code = finding.spot.what == "cotangent" and isinstance(name, Event) and name.point.role == "output"
-        is_known = not re.match(ANYTHING, finding.explanation) and not finding.explanation.endswith(DETACHED)
+        is_known = finding.cause.kind not in (*UNKNOWN, *DETACHED)
         return (is_code or finding.spot.what == "input gradient") and not is_known and finding.kind == "semantic"
 
     def folded(self, findings: list[Finding]) -> Iterator[Finding]:
@@ -678,12 +590,13 @@ class Findings:
         dtypes = self.case.by_layer.dtypes
         for finding in findings:
             place = re.sub(r"\d+", "#", finding.path)
-            alike: tuple[str, ...] = (finding.quantity, place, alike_but_for_numbers(finding))
+            cause = finding.cause.kind
+            alike: tuple[str, ...] = (finding.quantity, place, "" if cause in UNKNOWN else cause)
             if finding.kind == "single precision":
                 alike = ()
-            elif finding.explanation.startswith(AGREES):
+            elif cause == "convention":
                 alike = (finding.explanation,)
-            elif dtypes and (finding.spot in dtypes or finding.explanation == ROUNDED):
+            elif dtypes and (finding.spot in dtypes or cause == "half precision"):
                 alike = ("dtype",)
             elif finding.quantity == "gradient" and not self.case.units:
                 alike = ("gradient",)  # of which nothing tells where in the model it goes wrong
@@ -691,10 +604,10 @@ class Findings:
                 alike = ("gradient of code",)
             elif finding.quantity == "gradient":
                 alike = ("gradient", finding.explanation)
-            elif finding.quantity == "state" and re.match(ANYTHING, finding.explanation):
+            elif finding.quantity == "state" and cause in UNKNOWN:
                 alike = ("state",)
-            elif finding.explanation.startswith(ANOTHER_OUTPUT):
-                alike = (ANOTHER_OUTPUT,)
+            elif cause == "another output":
+                alike = (cause,)
             groups.setdefault((finding.kind, *alike), []).append(finding)
         merged: dict[object, list[Finding]] = {}
         for key, group in groups.items():  # one array, that goes to several layers
@@ -702,25 +615,15 @@ class Findings:
             same = key if m is None or m.kind != "semantic" else (group[0].quantity == "gradient", m.got, m.expected)
             merged.setdefault(same, []).extend(group)
         for first, *rest in merged.values():
-            told = [finding.explanation for finding in rest if finding.explanation.endswith(DETACHED)]
-            if told and re.match(ANYTHING, first.explanation):
-                first = replace(first, explanation=told[0])
+            told = [finding.cause for finding in rest if finding.cause.kind in DETACHED]
+            if told and first.cause.kind in UNKNOWN:
+                first = replace(first, cause=told[0])
             paths = dict.fromkeys(finding.path for finding in rest if finding.path != first.path)
             yield replace(first, also=tuple(dict.fromkeys((*first.also, *paths))))
 
 
-ROUNDED = "the difference is as large, and as random, as that of rounding to bfloat16 or float16"
-AGREES = "the two agree if"
-ANOTHER_OUTPUT = "it is what the reference returns as"
-DETACHED = "detached"  # how an explanation ends by which a gradient does not come back somewhere
-ANYTHING = r"it is up to|it differs in"  # how an explanation begins that says no more than that there is a difference
-
-
-def alike_but_for_numbers(finding: Finding) -> str:
-    """An explanation without its numbers; of one that says nothing, nothing."""
-    if re.match(ANYTHING, finding.explanation):
-        return ""
-    return re.sub(r"\d[\d.e+-]*", "#", finding.explanation)
+DETACHED = ("zero", "detached")  # what a gradient looks like that does not come back somewhere
+UNKNOWN = ("size", "elements")  # causes that say no more than that there is a difference
 
 
 def listed(names: list[str], between: str = ", ") -> str:
@@ -739,15 +642,16 @@ def outermost(layers: list[str]) -> list[str]:
     return list(dict.fromkeys(found[0] if found else layer for found, layer in zip(numbered, layers, strict=True)))
 
 
-def difference_in_words(found: Compared) -> str:
+def fault_of(found: Compared) -> Explanation:
     """What is wrong with a parameter of the port."""
     pattern, names = "", ""
     if found.instead is not None:
         pattern, names = found.instead.pattern or "as it is", " + ".join(map(str, found.instead.torch))
     right = found.link.pattern or "as it is"
-    return {
+    texts = {
         "layout": f"JAX's array is PyTorch's by {pattern!r}, where {right!r} is right",
         "flip": "JAX's array has the axes of space the other way around",
         "parameter": f"JAX's array has the numbers of {names}",
         "order": f"JAX's array has the pieces along its axis {found.axis} in another order, {found.order}",
-    }.get(found.fault, "it has other numbers")
+    }
+    return Explanation(found.fault, texts.get(found.fault, "it has other numbers"))

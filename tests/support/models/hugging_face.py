@@ -200,7 +200,10 @@ PAIRS = (
             given={"position_ids": np.arange(1, 9)[None] + 0 * MASK},
         ),
         untied=change(
-            ("lm_head.weight", "transformer.wte.weight"), "parameter", "tied|shared", tie_word_embeddings=False
+            ("lm_head.weight", "transformer.wte.weight"),
+            "parameter",
+            "tied|shared|one array",
+            tie_word_embeddings=False,
         ),
     ),
     pair("gpt2", dtype="float64"),
@@ -267,7 +270,7 @@ PAIRS = (
     pair("vit", training=True, evaluated=EVALUATED),
     pair(
         "llama",
-        epsilon=change("model.layers.0.input_layernorm", "output", "eps|epsilon", rms_norm_eps=1e-3),
+        epsilon=change("model.layers.0.input_layernorm", "output", "small constant", rms_norm_eps=1e-3),
         gelu=change(
             ("model.layers.0.mlp.act_fn", "model.layers.0.mlp.down_proj"),
             "output",

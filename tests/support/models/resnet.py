@@ -279,7 +279,7 @@ def images() -> Any:
 STATISTICS = ("bn1", "bn1.running_mean", "bn1.running_var")
 BIASED = (("bn1", "bn1.running_var"), "state", "bias|n - 1|variance")
 MOMENTUM_REVERSED = (STATISTICS, "state", "momentum")
-NOT_UPDATED = (STATISTICS, "state", "updat|unchanged|momentum")
+NOT_UPDATED = (STATISTICS, "state", "updat|unchanged|momentum|training=False")
 DETACHED = (("layer2.downsample", "layer2.downsample.1"), "gradient", "stop_gradient|detach|skip|zero")
 MAX_POOL = (("avgpool", "fc"), "output", "max|mean|pool")
 PAIRS = (
