@@ -38,7 +38,7 @@ class Spot(NamedTuple):
     Attributes
     ----------
     what : "value" or "cotangent" at an event; or the model's "output", "gradient" or "state", by its path
-    name : the event, or the path; of an input's gradient its number
+    name : the event, or the path
     """
 
     what: str
@@ -47,15 +47,15 @@ class Spot(NamedTuple):
 
 class Comparison:
     """
-    The arrays of two models, as they are compared.
+    How far apart the arrays of two models are.
 
     Attributes
     ----------
-    sizes : of each array, that of the terms that it is the sum of
+    sizes : the size of each array, or of the terms that it is the sum of
     measures : how far apart the sides are, by precision
     arrays : the sides' arrays in the reference's layout, where they are further apart than the tolerance
     dtypes : the dtypes of both, where these differ in float32 or in half precision
-    unseen : where no cotangent comes back in the port, and one does in the reference
+    unseen : where the reference has a cotangent and the port has none
     """
 
     def __init__(self, sizes: Mapping[Spot, float]) -> None:
@@ -67,7 +67,7 @@ class Comparison:
         self.unseen: set[Spot] = set()
 
     def see(self, spot: Spot, precision: str, got: np.ndarray, expected: np.ndarray) -> None:
-        """Compare one array; one that is in half precision in the reference is measured in that."""
+        """Compare one array; where the reference has it in half precision, in epsilons of that."""
         if got.dtype != expected.dtype and is_inexact(expected) and precision != "float64":
             self.dtypes.setdefault(spot, (got.dtype.name, expected.dtype.name))
         if expected.dtype.name in HALVES:
@@ -93,17 +93,17 @@ class Comparison:
 
 class Planting(Tape):
     """
-    Gives a model, at each event that has a counterpart, what the reference had there, and compares its own with that.
+    Replaces the arrays of a model by the reference's at each event with a counterpart, and compares the two first.
 
     Parameters
     ----------
     plan : the counterparts
     recording : what the reference had
-    expected : what the model's own is compared with, where that is another recording
+    expected : the recording that the model's own cotangents are compared with, where that is another one
     see : called as see(spot, got, expected) for each event of the reference
     own : the events of the reference at which the model continues with its own numbers
     silent : the events of the reference at which the backward pass continues with 0
-    moves : what is done with the reference's arrays before the model continues with them
+    moves : applied to the reference's arrays before the model continues with them
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Planting(Tape):
         return layer in self.layers
 
     def drawn(self, mask: Mask) -> np.ndarray | None:
-        """What the reference has kept in its dropout of the same number; true for what is dropped where that is so."""
+        """The mask of the reference's dropout of the same number, inverted where the port's True means dropped."""
         super().drawn(mask)
         number = len(self.masks) - 1
         if number >= len(self.recording.masks):
@@ -175,11 +175,11 @@ class Planting(Tape):
 
 def nearest(candidates: Sequence[Layout], x: np.ndarray, expected: np.ndarray, usual: frozenset[Axes]) -> Layout:
     """
-    The layout by which an array is alike the reference's; where it is so by none, one with the usual order of axes.
+    The layout by which an array agrees with the reference's; where none does, one with the usual order of axes.
 
     Parameters
     ----------
-    usual : the orders of axes that other arrays of the model have, whose shapes allow no other
+    usual : the orders of axes of the model's arrays whose shapes allow one order only
     """
     if len(candidates) == 1 or not is_inexact(expected):
         return candidates[0]
@@ -192,7 +192,7 @@ def nearest(candidates: Sequence[Layout], x: np.ndarray, expected: np.ndarray, u
 
 
 def usual_orders(layouts: Sequence[tuple[Layout, ...]]) -> frozenset[Axes]:
-    """The orders of axes, other than the same, of arrays that can have no other."""
+    """The orders of axes, other than the same, of the arrays that can have one order only."""
     alone = [each[0] for each in layouts if len(each) == 1]
     return frozenset(layout.axes for layout in alone if layout.axes and not layout.is_identity)
 
@@ -207,15 +207,15 @@ def greatest(x: np.ndarray) -> float:
 @dataclass(frozen=True, eq=False)
 class ModelCase:
     """
-    Two models that are compared, one input, and all that is computed of them, each once.
+    Two models, their inputs, and what is computed of them, each once.
 
     Attributes
     ----------
     reference, port : the models
-    structure, inputs : what both are called with
+    structure, inputs : the arguments of both
     given : corrections of the match, by path
     seed : of the cotangents
-    masks : what the port's own dropouts have kept, once it has run from end to end
+    masks : those that the port's own dropouts drew, once it has run from end to end
     """
 
     reference: Module
@@ -229,10 +229,10 @@ class ModelCase:
     @cached_property
     def precisions(self) -> tuple[str, ...]:
         """
-        In which the layers are compared: where a model holds parameters in half precision, in that as well.
+        The precisions in which the layers are compared; with half precision where a model has parameters in it.
 
-        What computes in half precision whatever it is given, as under autocast, is compared in that alone: it rounds
-        float32 so, and may not round float64.
+        A model that computes in half precision whatever it is given, as under autocast, is compared in that alone:
+        autocast rounds float32 to it, and leaves float64 as it is.
         """
         if self.mixed:
             return (self.mixed,)
@@ -241,7 +241,7 @@ class ModelCase:
 
     @cached_property
     def mixed(self) -> str:
-        """The half precision that the reference computes in where it is given float32; empty where it does not."""
+        """The half precision that the reference computes in when it is given float32; empty where it does not."""
         scouts = [self.reference_scout[:2]]
         if self._held & set(HALVES):  # the reference is in half precision itself, so that the port may always be
             scouts.append((self.port_scout[0], self.port_scout[1]))
@@ -258,7 +258,7 @@ class ModelCase:
         return {parameter.array.dtype.name for parameter in self.reference_parameters}
 
     def run_in(self, precision: str) -> tuple[str, str]:
-        """The precision of inputs, and that of parameters, where it is empty as they are, of a run in a precision."""
+        """For a run in a precision, the precision of the inputs and of the parameters; "" keeps the parameters' own."""
         if precision not in HALVES:
             return precision, precision
         return (precision if self._held & set(HALVES) else "float32"), ""
@@ -270,7 +270,7 @@ class ModelCase:
 
     @cached_property
     def reference_scout(self) -> tuple[Run, Shapes, str]:
-        """A run of the reference in float32, what its layers see of it, and the way to call it."""
+        """A run of the reference in float32, the shapes that its layers see, and the way to call it."""
         errors = []
         for way in self.reference.ways:
             tape = Shapes()
@@ -291,7 +291,7 @@ class ModelCase:
 
     @cached_property
     def _port_ways(self) -> list[tuple[Run, Shapes, str, tuple[Layout, ...]]]:
-        """The ways to call the port that it does not refuse: how, and the layouts of its inputs."""
+        """The ways to call the port that raise no error: run, shapes, way, and the layouts of the inputs."""
         found, errors = [], []
         for axes in input_layouts(self.inputs):
             for way in self.port.ways:
@@ -312,7 +312,7 @@ class ModelCase:
 
     @cached_property
     def port_scout(self) -> tuple[Run, Shapes, str, tuple[Layout, ...]]:
-        """A run of the port with the reference's parameters, in the way by which its outputs are the nearest."""
+        """A run of the port with the reference's parameters, by the way with the nearest outputs."""
         reference, shapes, _ = self.reference_scout
         if len(self._port_ways) == 1 and self.match.is_loaded and not shapes.masks:
             return self._port_ways[0]
@@ -357,7 +357,7 @@ class ModelCase:
         return sides if self.is_torch_first else sides[::-1]
 
     def to_port(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays like the reference's parameters, as the port has them."""
+        """Arrays of the reference's parameters in the port's layouts."""
         held = {parameter.path: wide(parameter.array) for parameter in self.port_parameters}
         return self.match.to_jax(arrays, held) if self.is_torch_first else self.match.to_torch(arrays, held)
 
@@ -382,7 +382,7 @@ class ModelCase:
 
     @cached_property
     def outputs(self) -> dict[str, tuple[str, Layout]]:
-        """Of each output of the reference that the port has too, the port's path, and its layout."""
+        """For each output of the reference that the port returns too, its path in the port, and its layout."""
         ours, theirs = self.reference_scout[0].outputs, self.port_scout[0].outputs
         usual = usual_orders([t.layouts for t in self.plan.values()] + [(x,) for x in self.port_scout[3]])
         found: dict[str, tuple[str, Layout]] = {}
@@ -488,7 +488,7 @@ class ModelCase:
         )
 
     def ends(self, reference: Run, port: Run) -> Iterator[tuple[Spot, np.ndarray, np.ndarray]]:
-        """What both models come to: outputs, gradients and states, the port's in the reference's layout."""
+        """The results of both models: outputs, gradients and states, the port's in the reference's layout."""
         for path, (other, layout) in self.outputs.items():
             yield Spot("output", path), layout.to_reference(port.outputs[other]), reference.outputs[path]
         ours, theirs = self.in_torch(reference, self.is_torch_first), self.in_torch(port, not self.is_torch_first)
@@ -504,7 +504,7 @@ class ModelCase:
 
     @cached_property
     def _matched(self) -> dict[str, Match]:
-        """The match of what has gradients in both models, and that of the states."""
+        """The match of the parameters with gradients, and that of the states."""
         states = {p.path for p in (*self.reference_parameters, *self.port_parameters) if p.is_state}
         kinds: dict[str, list[Link]] = {"gradient": [], "state": []}
         for link in self.match.links:
@@ -539,18 +539,18 @@ class ModelCase:
         return frozenset(unit.reference for unit in self.units)
 
     def recorded(self, precision: str, moved: "Moves | None" = None) -> tuple[Run, Recording]:
-        """A run of the reference, with what its layers had."""
+        """A run of the reference, with the recording of its layers."""
         tape = Recording(self.layers)
         return self.run_reference(precision, tape, moved), tape
 
     @cached_property
     def base(self) -> tuple[Run, Recording]:
-        """A run of the reference in float64, and what its layers had."""
+        """A run of the reference in float64, with the recording of its layers."""
         return self.recorded("float64")
 
     @cached_property
     def itself(self) -> dict[Event, Target]:
-        """The counterparts in the reference of those of its events that the port has too."""
+        """Each event of the reference that the port has too, as its own counterpart."""
         events = {target.event for target in self.plan.values()}
         return {
             event: Target(event, (Layout(tuple(range(x.ndim)), x.shape, x.shape),))
@@ -561,9 +561,9 @@ class ModelCase:
     @cached_property
     def sizes(self) -> dict[Spot, float]:
         """
-        How large the terms of each array are: how far it moves where all that enters it moves by a fraction of itself.
+        How large the terms of each array are: how far it moves when all that enters it moves by a fraction of itself.
 
-        Everything enters at the layer's border, so that this is the size for the layer alone.
+        The inputs of each layer are moved at its border, so that this is the size for the layer alone.
         """
         run, recording = self.base
         moves = Moves(STEP, self.seed)
@@ -584,7 +584,7 @@ class ModelCase:
         return {spot: size_of(got, expected, STEP) for spot, got, expected in self._own_ends(moved, self.base[0])}
 
     def _own_ends(self, moved: Run, still: Run) -> Iterator[tuple[Spot, np.ndarray, np.ndarray]]:
-        """What two runs of the reference come to."""
+        """The results of two runs of the reference."""
         for path, x in still.outputs.items():
             yield Spot("output", path), moved.outputs[path], x
         ours, others = self.in_torch(still, self.is_torch_first), self.in_torch(moved, self.is_torch_first)
@@ -601,7 +601,7 @@ class ModelCase:
         silent: "Silent | None" = None,
         moved: "Moves | None" = None,
     ) -> None:
-        """Run the port on what the reference's layers had."""
+        """Run the port with the arrays of the reference's layers, and compare."""
         silent = silent or Silent()
         is_plain = precision == "float64" and moved is None
         run, recording = self.base if is_plain else self.recorded(precision, moved)
@@ -626,7 +626,7 @@ class ModelCase:
     def silenced(
         self, precision: str, recording: Recording, own: frozenset[Event], silent: "Silent", moved: "Moves | None"
     ) -> tuple[Run, Recording]:
-        """The reference's cotangents and gradients where nothing goes back through some events."""
+        """The reference's gradients and cotangents when the cotangents at some events are 0."""
         found = Recording(self.layers)
         found.values = recording.values
 
@@ -639,7 +639,7 @@ class ModelCase:
 
     @cached_property
     def by_layer(self) -> Comparison:
-        """The layers, each at what the reference's layer had."""
+        """The layers, each with the inputs of the reference's layer."""
         found = Comparison(self.sizes)
         for precision in self.precisions:
             self.compared(precision, found)
@@ -647,7 +647,7 @@ class ModelCase:
 
     @cached_property
     def from_end_to_end_run(self) -> Run:
-        """A run of the port in float64, where nothing is put in but what the reference's dropouts have kept."""
+        """A run of the port in float64, in which nothing but the dropouts' masks is the reference's."""
         tape = Planting({}, self.base[1], nothing)
         run = self.run_port("float64", tape)
         self.masks.extend(tape.masks)
@@ -673,7 +673,7 @@ class ModelCase:
 
 
 def quietly(module: Module, *args: Any, **kwargs: Any) -> Run:
-    """A run of a module, whose casts and divisions are no matter of warnings of NumPy's."""
+    """A run of a module, without NumPy's warnings of overflow and division."""
     try:
         with np.errstate(all="ignore"):
             return module.run(*args, **kwargs)
@@ -693,7 +693,7 @@ def nothing(spot: Spot, got: np.ndarray, expected: np.ndarray) -> None:
 
 
 class Silent(NamedTuple):
-    """Where the backward pass continues with 0: at some events, and at some of the model's outputs."""
+    """Where the backward pass continues with cotangents of 0: at events, and at outputs of the model."""
 
     events: frozenset[Event] = frozenset()
     outputs: frozenset[str] = frozenset()
@@ -707,7 +707,7 @@ class Moves:
     """Moves every number up or down by a fraction of itself, at random; the same array always in the same way."""
 
     def __init__(self, by: float, seed: int) -> None:
-        """Nothing moves where the fraction is 0."""
+        """A fraction of 0 moves nothing."""
         self.by, self.seed = by, seed
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -720,7 +720,7 @@ class Moves:
 
 
 def size_of(moved: np.ndarray, still: np.ndarray, step: float) -> float:
-    """The largest of an array's elements, or of their changes over the step if that is larger."""
+    """The largest of an array's elements, or of their changes divided by the step if that is larger."""
     if not is_inexact(still) or moved.shape != still.shape:
         return greatest(still) if is_inexact(still) else 1.0
     with np.errstate(all="ignore"):
@@ -728,7 +728,7 @@ def size_of(moved: np.ndarray, still: np.ndarray, step: float) -> float:
 
 
 def in_order(parameters: Sequence[Parameter], called: Iterable[str]) -> tuple[Parameter, ...]:
-    """The parameters in the order in which their layers are called; those of no layer that is, as they come."""
+    """The parameters in the order in which their layers are called; first those whose layers are not called."""
     rank = {layer: k for k, layer in enumerate(called)}
 
     def place(parameter: Parameter) -> int:
@@ -740,7 +740,7 @@ def in_order(parameters: Sequence[Parameter], called: Iterable[str]) -> tuple[Pa
 
 
 def input_layouts(inputs: Arrays) -> list[tuple[Layout, ...]]:
-    """The inputs as they are; with the channels last, or second, where there are images or signals among them."""
+    """The layouts to try for the inputs: as they are; and, for images and signals, with the channels last or second."""
     same = tuple(Layout(tuple(range(x.ndim)), x.shape, x.shape) for x in inputs)
     last = tuple(
         Layout((0, *range(2, x.ndim), 1), x.shape, (x.shape[0], *x.shape[2:], x.shape[1]))
@@ -758,7 +758,7 @@ def input_layouts(inputs: Arrays) -> list[tuple[Layout, ...]]:
 
 
 def apart(reference: Run, port: Run) -> tuple[int, float]:
-    """How many outputs do not fit, and how far those that do are apart, relative to their size."""
+    """How many outputs have no counterpart of their shape, and how far the others are apart, relative to their size."""
     missing, off = 0, 0.0
     for x, y in zip_longest(reference.outputs.values(), port.outputs.values()):
         candidates = layouts(x.shape, y.shape) if x is not None and y is not None else ()
@@ -771,7 +771,7 @@ def apart(reference: Run, port: Run) -> tuple[int, float]:
 
 
 def uncallable(module: Module, inputs: Arrays, error: Exception, precision: str = "") -> InputError:
-    """That a model cannot be called, in a line."""
+    """The error that a model cannot be called, in one line."""
     shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
     where = f" in {precision}" if precision else ""
     said = " ".join([f"{type(error).__name__}:", *str(error).split()])[:LONGEST]
@@ -791,7 +791,7 @@ def make_case(
     Raises
     ------
     InputError
-        An input is not a number, or the seed or the match is none.
+        An input is not an array of numbers, or the seed or the match is invalid.
     """
     arrays, structure = make_inputs(inputs)
     for path, x in zip(structure.paths, arrays, strict=True):

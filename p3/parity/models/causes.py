@@ -79,7 +79,7 @@ class Causes:
         return found[0] if found else None
 
     def masks(self) -> Explanation | None:
-        """In what the dropouts of the two models differ; None where in nothing."""
+        """How the dropouts of the two models differ; None where they do not."""
         ours, theirs = self.case.base[1].masks, self.case.masks
         if len(ours) != len(theirs):
             return Explanation("masks", f"the reference draws {len(ours)} dropout masks, and the port {len(theirs)}")
@@ -100,7 +100,7 @@ class Causes:
         return next((cause for cause in instead if cause.text == found.text), found)
 
     def instead(self, spot: Spot, expected: np.ndarray) -> dict[Explanation, np.ndarray]:
-        """What an array would be if a dropout scaled it twice, or not at all, or if it were another output."""
+        """What the array would be if a dropout scaled it twice or not at all, or if it were another output."""
         found: dict[Explanation, np.ndarray] = {}
         if spot.what == "output":
             outputs = self.case.base[0].outputs

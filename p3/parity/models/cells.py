@@ -36,7 +36,7 @@ class Cell:
 
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
-        """How many gates, and features of the hidden state and of the input; zeros for what is no cell."""
+        """The numbers of gates, of hidden features and of input features; zeros for what is not a cell."""
         weights = {of: [x for (on, _, role), x in self.arrays.items() if (on, role) == (of, "weight")] for of in "ih"}
         gates = {of: {gate for on, gate, role in self.arrays if (on, role) == (of, "weight")} for of in "ih"}
         if gates["i"] != gates["h"] or not all(len(x.shape) == 2 for xs in weights.values() for x in xs):
@@ -53,7 +53,7 @@ class Cell:
 
 
 def cells(items: Sequence[Item]) -> list[Cell]:
-    """The recurrent cells of a side."""
+    """The recurrent cells of a model."""
     arrays: defaultdict[str, dict[tuple[str, str, str], Item]] = defaultdict(dict)
     for item in items:
         for pattern in CELL_NAMES:
@@ -67,7 +67,7 @@ def cells(items: Sequence[Item]) -> list[Cell]:
 
 
 def recurrent(torch: Cell, jax: Cell) -> Iterator[Pair]:
-    """The arrays, and pieces of them, that belong together in two cells."""
+    """The arrays of two cells, or pieces of them, that correspond."""
     count, hidden, _ = torch.sizes
     gates = GATES[count]
 

@@ -26,7 +26,7 @@ def check_model(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ModelReport:
-    """The report; as `p3.check_model`, of models that are made of the frameworks' own already."""
+    """As `p3.check_model`, of models that `as_module` has made."""
     case = make_case(reference, port, inputs, match, seed)
     stages: list[tuple[str, Callable[[], object]]] = [
         ("matching parameters", lambda: case.match),
@@ -61,7 +61,7 @@ def with_other_layouts(case: ModelCase) -> ModelCase:
     """
     The case; with square matrices of unknown layers transposed, where the models agree then and do not agree as it is.
 
-    Where the port holds other numbers, and no layer's kind tells, nothing else can say what the layout is.
+    Where the port holds other numbers, and the layers' kinds are unknown, only this shows the layout.
     """
     guessed = {guess.link for guess in case.match.guessed if guess.of == "layout"}
     if not guessed or not case.from_end_to_end.failing:

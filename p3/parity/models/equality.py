@@ -22,13 +22,13 @@ class Comparison:
     ----------
     link : the link
     is_equal : whether all numbers are equal in the dtype of less precision
-    fault : "" of equal ones; "layout", where another order of the axes would be equal; "flip", where the axes of space
-        the other way around; "parameter", where the numbers are those of another array of PyTorch, or of only some of
+    fault : "" where they are equal; "layout", where another order of the axes makes them equal; "flip", where reversed
+        axes of space do; "parameter", where the numbers are those of another array of PyTorch, or of only some of
         the arrays of a sum; "order", where elements along an axis come in another order, as gates and heads;
-        "values" else
-    instead : the link that holds; None where none does
+        "values" otherwise
+    instead : the link by which they are equal; None where there is none
     axis : of JAX's array, along which the order is another
-    order : of equal pieces of that axis: of each, the place at which the link has it
+    order : of the pieces of that axis, each with the place that the link has for it
     """
 
     link: Link
@@ -61,7 +61,7 @@ def compared(match: Match, torch: Sequence[Parameter], jax: Sequence[Parameter])
 
 
 def explained(link: Link, expected: np.ndarray, jax: Item, single: Mapping[Part, Item]) -> Comparison:
-    """What would make the two sides of a link equal that are not."""
+    """What would make the arrays of a link equal that are not."""
     # The link's own arrays first, so that what is told is the least that has to change.
     for part in dict.fromkeys((*link.torch, *single)):
         torch = single[part]
@@ -91,7 +91,7 @@ def rearranged(torch: Item, jax: Item) -> Iterator[Link]:
 
 
 def reordered(a: np.ndarray, b: np.ndarray, axis: int) -> tuple[int, ...]:
-    """In which order the pieces of `a` along an axis are those of `b`, the largest pieces there are; () in none."""
+    """The order in which the pieces of `a` along an axis are those of `b`, the largest such pieces; or ()."""
     dtype = lower(a.dtype, b.dtype)
     rows = [np.moveaxis(x.astype(dtype), axis, 0).reshape(x.shape[axis], -1) for x in (a, b)]
     places: defaultdict[bytes, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What is wrong with a port of a model: each cause once, and where it is."""
+"""What is wrong with a port of a model: each cause once, with its place."""
 
 import re
 from collections.abc import Iterator
@@ -38,11 +38,11 @@ class Finding:
     path : of the layer or the parameter, in the reference's names
     title : the layer, with its classes in both models; or the code between layers
     kind : as of a `Difference`
-    cause : what it comes of, or looks like
+    cause : why the sides differ, or what the difference looks like
     mismatch : the worst element
-    also : the paths of other layers or parameters that differ in the same way
-    call : which call of the layer it is, where there are several
-    spot : the array
+    also : paths of other layers or parameters that differ for the same cause
+    call : the number of the call, where the layer is called several times
+    spot : the array that differs
     """
 
     quantity: str
@@ -79,7 +79,7 @@ def figure(mismatch: Mismatch) -> str:
 
 
 def some(paths: tuple[str, ...]) -> str:
-    """Paths in words; of many the first and the last."""
+    """Paths in a row; of more than four, how many and the first and the last."""
     return ", ".join(paths) if len(paths) <= 4 else f"{len(paths)} more, from {paths[0]} to {paths[-1]}"
 
 
@@ -87,7 +87,7 @@ class Findings:
     """All that is wrong with a port."""
 
     def __init__(self, case: ModelCase) -> None:
-        """Nothing has been looked at."""
+        """Nothing is computed yet."""
         self.case = case
         self.causes = Causes(case)
 
@@ -108,7 +108,7 @@ class Findings:
 
     @cached_property
     def all(self) -> tuple[Finding, ...]:
-        """The causes, in the order in which a model meets them: parameters, values, states, gradients."""
+        """The causes in the order of a run: parameters, values, states, gradients."""
         values = list(self.values())
         missing = list(self.missing())
         for finding in missing:
@@ -125,20 +125,20 @@ class Findings:
         return tuple(sorted(found, key=lambda finding: finding.kind != "semantic"))
 
     def kind(self, path: str) -> str:
-        """The class of a layer, or of that which a parameter belongs to."""
+        """The class of a layer, or of the layer that has the parameter."""
         kinds = self.kinds["reference"]
         return kinds.get(path, kinds.get(path.rpartition(".")[0], path))
 
     def is_small(self, finding: Finding) -> bool:
-        """Whether a difference is no larger than single precision makes."""
+        """Whether a difference is as small as single precision makes one."""
         m = finding.mismatch
         return m is not None and m.epsilons / (SINGLE if m.precision == "float64" else 1) <= MOST_NOISE.epsilons
 
     def of_one_piece(self, findings: list[Finding]) -> list[Finding]:
         """
-        The findings, where code between layers that feeds several layers wrong numbers is told once.
+        The findings, where code between layers that feeds several layers is reported once.
 
-        It is one piece of code, as far as can be known, where the layers receive numbers from one layer before it.
+        It is taken for one piece of code where the layers receive numbers from the same layer before it.
         """
         found: list[Finding] = []
         sources: dict[int, frozenset[object]] = {}
@@ -158,7 +158,7 @@ class Findings:
         return found
 
     def sources(self, spot: Spot) -> frozenset[object]:
-        """The layers of the reference, and the inputs, that the code before a layer or an output takes numbers from."""
+        """The layers and inputs of the reference that the code before a layer or an output depends on."""
         case = self.case
         silent = Silent(
             frozenset(case.itself) - {spot.name},
@@ -171,7 +171,7 @@ class Findings:
     # parameters
 
     def parameters(self) -> Iterator[Finding]:
-        """Arrays that are not the reference's, where the port was given the reference's."""
+        """Arrays that differ from the reference's, where the port was loaded with these."""
         case = self.case
         torch, jax = case.torch_and_jax
         if case.match.is_loaded:
@@ -183,14 +183,14 @@ class Findings:
         yield from self.untied()
 
     def without_consequence(self, layer: str, values: list[Finding]) -> list[Finding]:
-        """The findings without what a layer that lacks a parameter makes: of the layer, or else the next one."""
+        """The findings without the one that a layer's missing parameter causes: at that layer, or else the next."""
         own = [f for f in values if f.path == layer and f.quantity == "output"]
         after = [f for f in values if f.quantity in ("input", "output") and self.runs_before(layer, f.path)]
         follows = own or after[:1]
         return [f for f in values if f not in follows or f.kind != "semantic"]
 
     def untied(self) -> Iterator[Finding]:
-        """Arrays that one model has once, for two layers, and the other one for each."""
+        """Arrays that two layers of one model share, and of which the other model has two."""
         links: dict[tuple[str, str], list[Link]] = {}
         for link in self.case.match.links:
             for part in link.torch:
@@ -204,7 +204,7 @@ class Findings:
                 yield Finding("parameter", path, path, "semantic", Explanation("untied", text))
 
     def missing(self) -> Iterator[Finding]:
-        """Parameters that the port has not, all together; and those that it has more than the reference."""
+        """Parameters that the port lacks, as one finding; and those that only the port has."""
         case = self.case
         ours, theirs = case.match.torch_only, case.match.jax_only
         ours, theirs = (ours, theirs) if case.is_torch_first else (theirs, ours)
@@ -228,12 +228,12 @@ class Findings:
 
     @cached_property
     def at_first(self) -> dict[Spot, Mismatch]:
-        """Where values and states differ by more than rounding, with all layers' borders at the same place."""
+        """Where values and states differ by more than rounding, if all layers have their borders at the same place."""
         return self.differing(self.case.by_layer)
 
     @cached_property
     def comparison(self) -> Comparison:
-        """The comparison of the layers, without borders that are at another place in the port."""
+        """The comparison of the layers, where borders that are at another place in the port are left out."""
         if not self.own:
             return self.case.by_layer
         found = Comparison(self.case.sizes)
@@ -257,13 +257,13 @@ class Findings:
         return found
 
     def place(self, spot: Spot) -> tuple[int, int, str]:
-        """Where it comes in a run."""
+        """A sorting key: its place in a run."""
         stage = ("value", "output", "state", "cotangent", "gradient", "input gradient").index(spot.what)
         number = self.order.get(spot.name, 0) if isinstance(spot.name, Event) else 0
         return stage, -number if spot.what == "cotangent" else number, str(spot.name)
 
     def judged(self, comparison: Comparison, spot: Spot) -> Mismatch | None:
-        """A difference, and whether it is of single precision; None where it is luck in less than float64."""
+        """A difference, with its kind; None where it is in float32 alone and does not persist when the inputs move."""
         measures = comparison.measures[spot]
         mismatch = judge(measures)
         assert mismatch is not None
@@ -278,7 +278,7 @@ class Findings:
 
     @cached_property
     def moved(self) -> tuple[Comparison, Comparison]:
-        """The same comparison where inputs and parameters are moved by a little, and by more."""
+        """The same comparison where inputs and parameters are moved by the steps of `MOVES`."""
         found = []
         for by in MOVES:
             comparison = Comparison(self.case.sizes)
@@ -288,7 +288,7 @@ class Findings:
         return found[0], found[1]
 
     def is_smooth(self, comparison: Comparison, spot: Spot) -> bool:
-        """Whether a difference stays as it is where inputs and parameters move by a little, as that of a fault does."""
+        """Whether a difference stays the same when inputs and parameters move a little, as that of a fault does."""
         differences = []
         for each in (comparison, *self.moved):
             got, expected = each.arrays.get(spot, {}).get("float64", (np.zeros(()), np.zeros(())))
@@ -317,7 +317,7 @@ class Findings:
     @cached_property
     def own(self) -> frozenset[Event]:
         """
-        The events at which the layers' borders are at another place in the two models, and neither is wrong.
+        The events at which the layers have their borders at different places, though neither model is wrong.
 
         An activation may be in the layer in one model and after it in the other. Where the port continues with its own
         number at such a border, nothing after it differs.
@@ -373,7 +373,7 @@ class Findings:
 
     @cached_property
     def silent(self) -> Silent:
-        """Where nothing is to go back, since the values differ there."""
+        """Where the cotangents are set to 0, since the values differ there."""
         wrong = [spot for spot, mismatch in self.failing.items() if mismatch.kind == "semantic"]
         events = {spot.name for spot in wrong if isinstance(spot.name, Event) and spot.name not in self.own}
         outputs = {str(spot.name) for spot in wrong if spot.what == "output"}
@@ -381,7 +381,7 @@ class Findings:
 
     @cached_property
     def backward(self) -> Comparison:
-        """The comparison of gradients, without those that follow from a value."""
+        """The comparison of gradients, without those that differ because a value does."""
         if not self.silent:
             return self.comparison
         found = Comparison(self.case.sizes)
@@ -404,9 +404,9 @@ class Findings:
 
     def follows_from_nothing(self, spot: Spot) -> bool:
         """
-        Whether a gradient is 0 since JAX takes something later for a constant, so that nothing comes back at all.
+        Whether a gradient is 0 since something later is a constant to JAX, so that no cotangent comes back.
 
-        The last layer to which nothing comes back is told, and none before it, nor its own parameters.
+        Of such layers the last one is reported, and neither those before it nor its own parameters.
         """
         if spot in self.backward.unseen and isinstance(spot.name, Event) and spot.name.point.role == "input":
             return True  # told of the layer that the input comes from
@@ -482,7 +482,7 @@ class Findings:
 
     def without_leaks(self, findings: list[Finding]) -> list[Finding]:
         """
-        The findings without those of the model's outputs that come from a layer which differs, by another way.
+        The findings without those of outputs that a layer which differs returns directly.
 
         An LSTM's states may be outputs of the model, and it is not known which of the port's corresponds to which.
         """
@@ -493,7 +493,7 @@ class Findings:
         return [f for f in findings if not (leaks and f.path.startswith("output") and f.kind == "semantic")]
 
     def in_another_order(self, findings: list[Finding]) -> Iterator[Finding]:
-        """The findings, those that are there since layers run in another order as one; or since layers never run."""
+        """The findings, where those that come of layers in another order are one, or of layers that never run."""
         names = [unit.reference for unit in self.case.units if not unit.is_block]
         rank, moved = self.rank, self.moved_layers
         if not moved or not any(f.path in moved and f.quantity in ("input", "output") for f in findings):
@@ -538,7 +538,7 @@ class Findings:
         return is_first and self.at_first[spot].kind == "semantic"
 
     def with_layers_left_out(self, findings: list[Finding]) -> Iterator[Finding]:
-        """The findings; of the first that comes after layers which the port never runs, that is the cause."""
+        """The findings, where the first one after layers that the port never runs says so."""
         left_out = self.left_out
         for finding in findings:
             if left_out and finding.quantity in ("input", "output") and finding.kind == "semantic":
@@ -578,14 +578,14 @@ class Findings:
         return [self.case.plan[event] for event in self.case.port_scout[1].shapes if event in self.case.plan]
 
     def is_detached(self, finding: Finding) -> bool:
-        """Whether a gradient of code between layers differs by what is detached somewhere, or by nothing known."""
+        """Whether a gradient of code between layers differs since something is detached, or for no known cause."""
         name = finding.spot.name
         is_code = finding.spot.what == "cotangent" and isinstance(name, Event) and name.point.role == "output"
         is_known = finding.cause.kind not in (*UNKNOWN, *DETACHED)
         return (is_code or finding.spot.what == "input gradient") and not is_known and finding.kind == "semantic"
 
     def folded(self, findings: list[Finding]) -> Iterator[Finding]:
-        """Each cause once: those of layers that are alike but for their numbers, and differ alike, are one."""
+        """Each cause once: findings of layers whose paths differ in numbers alone, and that look the same, are one."""
         groups: dict[tuple[str, ...], list[Finding]] = {}
         dtypes = self.case.by_layer.dtypes
         for finding in findings:
@@ -627,17 +627,17 @@ UNKNOWN = ("size", "elements")  # causes that say no more than that there is a d
 
 
 def listed(names: list[str], between: str = ", ") -> str:
-    """Names in a row; of many the first ones."""
+    """Names in a row; of more than four the first four."""
     return between.join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def whole(name: str) -> str:
-    """The path of an array, of a part of it."""
+    """The path of the array that a part is of."""
     return name.partition("[")[0]
 
 
 def outermost(layers: list[str]) -> list[str]:
-    """Layers, those that are all within one numbered layer as that one."""
+    """Layers; those in a numbered layer as that layer."""
     numbered = [re.match(r".*?\.\d+", layer) for layer in layers]
     return list(dict.fromkeys(found[0] if found else layer for found, layer in zip(numbered, layers, strict=True)))
 

@@ -25,7 +25,7 @@ class Item:
     ----------
     parameter : whose it is
     part : what of it
-    names : paths that say what it is: the parameter's, with the number of the layer or the word for the part
+    names : paths that say what it is: the parameter's path, with the number of the layer or the word for the part
     """
 
     parameter: Parameter
@@ -45,7 +45,7 @@ class Item:
 
     @cached_property
     def leaf(self) -> str:
-        """The last word of the path that is no number."""
+        """The last word of the path that is not a number."""
         words = [word for word in self.parameter.path.split(".") if not word.isdigit()]
         return words[-1] if words else ""
 
@@ -55,7 +55,7 @@ class Item:
         return self.array.size < 2 or bool(np.all(self.array == self.array.flat[0]))
 
     def numbers(self, dtype: np.dtype) -> tuple[int, int]:
-        """What all arrays with the same numbers in that dtype have, in any order, and hardly any other."""
+        """A hash of the numbers in that dtype, whatever their order."""
         if dtype not in self.known:
             flat = np.ascontiguousarray(self.array.astype(dtype)).reshape(-1)
             bits = flat.view(np.dtype(f"V{dtype.itemsize}")).view(np.uint8).reshape(-1, dtype.itemsize)
@@ -101,7 +101,7 @@ def is_equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def has_same_numbers(torch: Item, jax: Item) -> bool:
-    """Whether two arrays have the same numbers in some order, and more than one."""
+    """Whether two arrays that are not constant have the same numbers in some order."""
     if torch.is_constant or jax.is_constant:
         return False
     dtype = lower(torch.array.dtype, jax.array.dtype)
@@ -125,8 +125,8 @@ def ordered_layouts(
     Parameters
     ----------
     torch, jax : the shapes
-    letters, orders : what the kinds of layers say of the axes
-    written, order : what goes with the names of the leaves
+    letters, orders : the axes by the kinds of the layers, of `TORCH_AXES` and `JAX_AXES`
+    written, order : the axes by the names of the leaves, as `conventional` has them
     """
     found = [Layout(torch, jax, groups) for groups in arrangements(torch, jax)]
     found = [layout for layout in found if layout.is_in_order]
@@ -135,7 +135,7 @@ def ordered_layouts(
     written, order = letters or written, orders[0] if orders else order
 
     def strangeness(layout: Layout) -> tuple[bool, int]:
-        """By what the least conventional layout is the last."""
+        """A sorting key: the less conventional the layout, the larger."""
         swaps = sum(a > b for a, b in combinations(layout.axes, 2))
         if not written or not order or len(torch) > len(written):
             return False, swaps
@@ -228,7 +228,7 @@ def link_with(torch: tuple[Item, ...], jax: Item, layout: Layout) -> Link:
 
 
 def is_transpose(layout: Layout, letters: str) -> bool:
-    """Whether a kernel of an unknown kind of layer has its axes as with flax's transpose_kernel."""
+    """Whether a kernel of an unknown kind of layer is laid out as by flax's transpose_kernel=True."""
     if not letters or not layout.has_order(letters, "xyzoi"):
         return False
     # Where one of them is 1, its place tells.

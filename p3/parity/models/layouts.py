@@ -31,10 +31,10 @@ INNER_FIRST = {"kernel", "w", "W"}  # leaves that are (in, out) by convention; "
 @cache
 def arrangements(torch: tuple[int, ...], jax: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """
-    How one shape may be that of the other, rearranged.
+    The ways to rearrange one shape into the other.
 
-    The side with fewer axes is the coarse one, and each of its axes several of the fine one's: of each, their numbers.
-    Axes of size 1 say nothing and are left out.
+    Each axis of the shape with fewer axes (the coarse one) is a group of axes of the other (the fine one). The result
+    has the groups, as numbers of axes. Axes of size 1 are left out.
     """
     coarse, fine = (torch, jax) if is_coarse(torch, jax) else (jax, torch)
     sizes = [size for size in coarse if size != 1]
@@ -67,7 +67,7 @@ class Layout:
     Attributes
     ----------
     groups : as `arrangements` has them
-    axes : PyTorch's axes in the order in which they are in memory in JAX, each as often as JAX has axes for it
+    axes : PyTorch's axes in JAX's order in memory; one that is several axes in JAX is there several times
     """
 
     torch: tuple[int, ...]
@@ -76,7 +76,7 @@ class Layout:
 
     @cached_property
     def axes(self) -> tuple[int, ...]:
-        """As above."""
+        """PyTorch's axes in JAX's order in memory."""
         if not is_coarse(self.torch, self.jax):
             return tuple(axis for group in self.groups for axis in group)
         coarse = [axis for axis, size in enumerate(self.torch) if size != 1]
@@ -85,7 +85,7 @@ class Layout:
 
     @property
     def is_in_order(self) -> bool:
-        """Whether no axis is made of several in another order than theirs in memory."""
+        """Whether each axis that joins several has them in their own order in memory."""
         return not is_coarse(self.torch, self.jax) or all(group == tuple(sorted(group)) for group in self.groups)
 
     @property

@@ -37,10 +37,10 @@ class Parameter:
 
 class Cut(NamedTuple):
     """
-    A piece of one axis: of each of `groups` equal parts of the axis, the elements from start to stop.
+    A slice of one axis: of each of `groups` equal parts of the axis, the elements from start to stop.
 
-    One group is the usual slice; as many groups as heads cut query, key or value out of a projection that has them
-    side by side for each head.
+    One group is the usual slice. As many groups as heads cut the query, key or value out of a projection that stores
+    them side by side for each head.
     """
 
     axis: int
@@ -64,7 +64,7 @@ class Part:
     cuts: tuple[Cut, ...] = ()
 
     def index(self, shape: tuple[int, ...]) -> Any:
-        """What NumPy takes to read or write the piece of an array of that shape."""
+        """The index of the piece in an array of that shape."""
         if not self.cuts:
             return ...
         axes = [np.arange(size) for size in shape]
@@ -94,11 +94,11 @@ class Link:
 
     Attributes
     ----------
-    torch : one part; or the parts that are added up to the one of JAX, as the two biases of an LSTM
+    torch : one part; or the parts whose sum is JAX's array, as the two biases of an LSTM
     jax : the part on the other side
     pattern : of einops, from PyTorch to JAX, as "o i -> i o"; "" where they are equal as they are
-    sizes : of the pattern's axes that the shape of PyTorch's array does not tell
-    flipped : the pattern's axes that run the other way, as in kernels of transposed convolutions
+    sizes : of those axes of the pattern that do not follow from the shape of PyTorch's array
+    flipped : the axes of the pattern that are reversed, as in kernels of transposed convolutions
     """
 
     torch: tuple[Part, ...]
@@ -109,7 +109,7 @@ class Link:
 
     @property
     def is_sum(self) -> bool:
-        """Whether several arrays of PyTorch are added up."""
+        """Whether JAX's array is a sum of several of PyTorch's."""
         return len(self.torch) > 1
 
     def to_jax(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -127,18 +127,18 @@ class Link:
         return (self.laid_back(self.jax.of(array)),) * len(self.torch)
 
     def laid_out(self, piece: np.ndarray) -> np.ndarray:
-        """A piece in PyTorch's layout in that of JAX."""
+        """A piece from PyTorch's layout to that of JAX."""
         return rearrange(self.turned(piece), self.pattern, **dict(self.sizes)) if self.pattern else piece
 
     def laid_back(self, piece: np.ndarray) -> np.ndarray:
-        """A piece in the layout of JAX in that of PyTorch."""
+        """A piece from the layout of JAX to that of PyTorch."""
         if not self.pattern:
             return piece
         left, right = self.pattern.split(" -> ")
         return self.turned(rearrange(piece, f"{right} -> {left}", **dict(self.sizes)))
 
     def turned(self, piece: np.ndarray) -> np.ndarray:
-        """A piece in PyTorch's layout with the flipped axes the other way around."""
+        """A piece in PyTorch's layout with the flipped axes reversed."""
         axes = re.findall(r"\([^)]*\)|\S+", self.pattern.split(" -> ")[0])
         return np.flip(piece, tuple(axes.index(name) for name in self.flipped)) if self.flipped else piece
 
@@ -146,13 +146,13 @@ class Link:
 @dataclass(frozen=True)
 class Guess:
     """
-    A link of which something could not be known.
+    A link that is partly a guess.
 
     Attributes
     ----------
     link : the link
-    of : "layout", where another order of the axes has the same shape; "partner", where no name says that the two belong
-        together, so that shape and order have decided
+    of : "layout", where another order of the axes has the same shape; "partner", where no name says that the two
+        correspond, so that shape and order decided
     """
 
     link: Link
@@ -162,7 +162,7 @@ class Guess:
 @dataclass(frozen=True)
 class Match:
     """
-    Which arrays belong together.
+    Which arrays of two models correspond.
 
     Attributes
     ----------
@@ -170,7 +170,7 @@ class Match:
     torch_only, jax_only : what is in no link, parts of arrays included
     ignored : what the other side need not have: counters, masks and other states that are no running statistics
     is_loaded : whether the two sides hold the same numbers: some link of arrays that are not constant is equal
-    guessed : what the user is told to look at
+    guessed : the links that the user should look at
     """
 
     links: tuple[Link, ...]

@@ -34,7 +34,7 @@ IMPOSSIBLE = -1e6
 
 
 def kind_of(item: Item) -> str:
-    """What a layer is, of `KINDS`, as far as its class or the leaf tells."""
+    """Which of `KINDS` a layer is, by its class or by the leaf; "" where neither tells."""
     kind = item.parameter.kind.lower()
     if "flaxconv1d" in kind or (kind == "conv1d" and len(item.shape) < 3):
         return "linear"
@@ -45,7 +45,7 @@ def kind_of(item: Item) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """The items of a side with what their names say, and their places among those of the same size."""
+    """The items of a model with what their names say, and their places among those of the same size."""
 
     items: Sequence[Item]
     names: Mapping[str, Name]
@@ -63,7 +63,9 @@ def assigned(
     torch: Side, jax: Side, can: Callable[[Item, Item], bool], favoured: Mapping[tuple[str, str], int], values: int = 0
 ) -> tuple[list[tuple[Item, Item, bool]], float]:
     """
-    The pairs that agree best in all, and whether anything but shape and order speaks for each; and how well.
+    The assignment with the largest total score.
+
+    The result has its pairs, each with whether more than shape and order speaks for it, and the score.
 
     `favoured` are pairs of layers whose weights belong together, and `values` is what equal values weigh.
     """
@@ -72,14 +74,14 @@ def assigned(
     weights = {word: math.log(1 + total / count) for word, count in counts.items()}
 
     def named(a: Item, b: Item) -> float:
-        """What the names say."""
+        """The score of the names."""
         return max(
             WORDS_SHARED * overlap(x.words, y.words, weights) + NUMBERS_SHARED * agreement(x, y)
             for x, y in product((torch.names[name] for name in a.names), (jax.names[name] for name in b.names))
         )
 
     def score(a: Item, b: Item) -> float:
-        """What speaks for a pair."""
+        """The score of a pair."""
         x, y = torch.names[a.names[0]], jax.names[b.names[0]]
         is_statistic = x.role in ("mean", "variance")
         if not can(a, b) or (x.role and y.role and x.role != y.role):
@@ -117,7 +119,7 @@ def assigned(
 
 
 def agreed(torch: Side, jax: Side, values: int) -> list[tuple[Item, Item, bool]]:
-    """The pairs that agree best, with what the weights of layers say of their other arrays."""
+    """The best assignment. Layers whose weights correspond favour the pairs of their other arrays."""
     flat = [replace(side, names=flattened(side.names)) for side in (torch, jax)]
     found = []
     for sides in ((torch, jax), (flat[0], jax), (torch, flat[1])):
@@ -132,7 +134,7 @@ def agreed(torch: Side, jax: Side, values: int) -> list[tuple[Item, Item, bool]]
 
 
 def kinds_of(parameters: Iterable[Parameter]) -> dict[str, str]:
-    """The kinds of a side's layers by their paths."""
+    """The kinds of a model's layers by their paths."""
     return {path: kind for x in parameters for path, kind in (*x.parents, (x.layer, x.kind))}
 
 
@@ -147,7 +149,7 @@ def side_of(items: Sequence[Item]) -> Side:
 
 
 def matched_cells(torch: Sequence[Item], jax: Sequence[Item]) -> list[tuple[Cell, Cell, bool]]:
-    """The recurrent cells that belong together, and whether anything but shapes and order says so."""
+    """The recurrent cells that correspond, and whether more than shapes and order says so."""
 
     def stand_ins(items: Sequence[Item]) -> dict[Item, Cell]:
         """An item for each cell of a side, under its name."""
@@ -165,7 +167,7 @@ def matched_cells(torch: Sequence[Item], jax: Sequence[Item]) -> list[tuple[Cell
 def tied(
     pairs: Sequence[tuple[Item, Item, bool]], torch: Sequence[Item], jax: Sequence[Item]
 ) -> Iterator[tuple[Item, Item, bool]]:
-    """The pairs of what is left of one side with arrays of the other that are tied, by names that are not used yet."""
+    """Pairs of what is left of one side with tied arrays of the other, by those of their names that are not used."""
     for is_torch, items in ((True, torch), (False, jax)):
         linked_items = {a if is_torch else b for a, b, _ in pairs}
         again = []
@@ -178,7 +180,7 @@ def tied(
 
 
 def left_over(parameters: Sequence[Parameter], parts: Sequence[Part]) -> list[tuple[str, bool]]:
-    """What of a side is in none of the parts, and for each whether the other side needs to have it."""
+    """The arrays of a side, or pieces, that are in none of the parts, and for each whether the other side needs it."""
     found = []
     for parameter in parameters:
         mine = [part for part in parts if part.path == parameter.path]
@@ -207,7 +209,7 @@ def fixed_link(path: str, target: Any, torch: Sequence[Parameter], jax: Sequence
     Raises
     ------
     InputError
-        There is no such path, the pattern is none, or a shape does not fit.
+        There is no such path, the pattern is invalid, or a shape does not fit.
     """
     if not isinstance(target, str) and not (isinstance(target, tuple | list) and len(target) == 2):
         raise InputError(
@@ -253,18 +255,18 @@ def sizes_of(pattern: str, jax: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
 
 def match(torch: Sequence[Parameter], jax: Sequence[Parameter], given: Mapping[str, Any] | None = None) -> Match:
     """
-    Which arrays of two models belong together.
+    Which arrays of two models correspond.
 
     Parameters
     ----------
     torch, jax : the arrays of both, each in the order of its model
-    given : what is known better: the path in JAX of a path in PyTorch, alone or with a pattern of einops from PyTorch
-        to JAX, as `{"fc.weight": ("fc.kernel", "o i -> i o")}`
+    given : corrections: for a path in PyTorch the path in JAX, alone or with a pattern of einops from PyTorch to JAX,
+        as `{"fc.weight": ("fc.kernel", "o i -> i o")}`
 
     Raises
     ------
     InputError
-        A path that is given is not there, or a shape does not fit.
+        There is no such path, or a shape does not fit.
     """
     fixed = [fixed_link(path, target, torch, jax) for path, target in (given or {}).items()]
     gone = {link.torch[0].path for link in fixed}, {link.jax.path for link in fixed}

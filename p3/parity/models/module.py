@@ -22,8 +22,8 @@ class Run(NamedTuple):
     Attributes
     ----------
     outputs : the arrays that it returns, by path: `output`, `output[0]`, `output["logits"]`
-    gradients : of the sum of cotangent × output by each parameter; empty where there are no cotangents
-    input_gradients : the same by each floating input, by its number
+    gradients : of the sum of cotangent × output with respect to each parameter; empty without cotangents
+    input_gradients : the same with respect to each floating input, by its number
     states : the arrays with no gradient, such as running statistics, after the run
     """
 
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 class Mode(Protocol):
-    """A context manager in which a model computes in another way while it is on."""
+    """A context manager in which a model computes by another convention, as long as `is_on`."""
 
     is_on: bool
 
@@ -55,7 +55,7 @@ class Module(ABC):
     framework : the framework's name and version
     is_torch : whether that is PyTorch
     library : what its layers are of: "torch", "nnx", "linen", "equinox" or "function"
-    ways : in which it may have to be called: as it is, or mapped over a batch
+    ways : the ways in which it may have to be called: as it is, or mapped over a batch
     """
 
     name: str
@@ -85,12 +85,12 @@ class Module(ABC):
 
         Parameters
         ----------
-        structure, inputs : what the model is called with
+        structure, inputs : the arguments of the model
         precision : of the parameters and inputs, "float64" or "float32"; "" for what they are
-        values : of parameters and states, in place of its own, by path
-        tape : what watches the layers
-        cotangents : gives those of the outputs
-        mode : in which the forward pass runs
+        values : arrays that replace its parameters and states, by path
+        tape : sees the arrays of the layers
+        cotangents : called with the outputs, returns their cotangents
+        mode : the mode that the forward pass runs in
         way : one of `ways`
         """
 
@@ -100,17 +100,17 @@ class Module(ABC):
 
     def conventions(self, run: Callable[[Mode], object]) -> Iterator[tuple[str, Mode]]:
         """
-        What porters confuse, in words; and a mode in which the model computes by it.
+        The conventions that porters confuse: each in words, and as a mode in which the model computes by it.
 
         Parameters
         ----------
-        run : runs the model in a mode, that is on where a cause is looked for, so that it is seen what applies there
+        run : called with a mode, runs the model in it; so it is seen which conventions apply to the layer in question
         """
         yield from ()
 
 
 def parents(layer: str, kinds: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The layers that a layer is in, the outermost first, with their classes."""
+    """The layers that contain a layer, the outermost first, with their classes."""
     names = layer.split(".")
     paths = [".".join(names[:k]) for k in range(1, len(names))]
     return tuple((path, kinds[path]) for path in paths if path in kinds)

@@ -92,7 +92,7 @@ def understood(text: str) -> tuple[frozenset[str], str]:
 
 
 def named(paths: Iterable[str], kinds: Mapping[str, str]) -> dict[str, Name]:
-    """What each of a side's paths says, where the kinds of the layers are known by their paths."""
+    """What each path of a model says; `kinds` has the kinds of the layers by path."""
     paths = list(paths)
     siblings: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
     for path in paths:
@@ -120,7 +120,7 @@ def named(paths: Iterable[str], kinds: Mapping[str, str]) -> dict[str, Name]:
 
 
 def flattened(names: Mapping[str, Name]) -> dict[str, Name]:
-    """The same names, where what is counted in two lists, one in the other, is counted through."""
+    """The same names, where nested lists are counted as one: block 1 of stage 2 as block 4, say."""
     # A number, and after it another that is a component of its own, as in layer1.0.conv1.weight.
     nested = re.compile(r"(.*?)\d+\.(\w*\D\.)*?\d+(?=\.)")
     lists = {path: found[1] for path, name in names.items() if len(name.numbers) > 1 and (found := nested.match(path))}
@@ -136,7 +136,7 @@ def flattened(names: Mapping[str, Name]) -> dict[str, Name]:
 
 
 def agreement(a: Name, b: Name) -> float:
-    """How far the numbers of two names agree, from −1 to 1."""
+    """How well the numbers of two names agree, from −1 to 1."""
     most = max(len(a.numbers), len(b.numbers))
     if not most:
         return 0

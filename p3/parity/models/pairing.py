@@ -16,11 +16,11 @@ Shapes = Mapping[Event, tuple[Shape, np.dtype[Any]]]
 
 class Layout(NamedTuple):
     """
-    How an array of the port has the elements of one of the reference.
+    The layout of the port's array, relative to the reference's.
 
     Attributes
     ----------
-    axes : the order of the reference's axes in the port; none where they have as many elements in the same order
+    axes : the reference's axes in the port's order; empty where the shapes differ and the order in memory is the same
     reference, port : the shapes
     """
 
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
 
     @property
     def is_identity(self) -> bool:
-        """Whether the arrays are as they are."""
+        """Whether the layouts are the same."""
         return self.reference == self.port and self.axes == tuple(range(len(self.axes)))
 
     def to_port(self, x: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ class Layout(NamedTuple):
 
 def layouts(reference: Shape, port: Shape) -> tuple[Layout, ...]:
     """
-    How an array of one shape may be one of another: the likeliest first, none where it cannot be.
+    The possible layouts of an array of another shape, the likeliest first; none where there is none.
 
     Axes may be in another order where that is the channels' (BCHW for BHWC) or the time's (TBF for BTF), and axes may
     be joined or split.
@@ -94,7 +94,7 @@ class Unit(NamedTuple):
     ----------
     reference, port : their paths
     is_block : whether it has other units in it, so that only what it returns is compared
-    number, stacked : the layer's number among those that the port's layer has stacked parameters of, and how many
+    number, stacked : where the port stacks the parameters of several layers, the number of this one, and how many
     """
 
     reference: str
@@ -108,7 +108,7 @@ Instance = tuple[str, int, int]  # of a layer: its path, its number among those 
 
 
 class Target(NamedTuple):
-    """An event of the reference that corresponds to one of the port, and how the arrays may lie."""
+    """The event of the reference that corresponds to one of the port, and the possible layouts."""
 
     event: Event
     layouts: tuple[Layout, ...]
@@ -138,13 +138,13 @@ def tags_of(match: Match, is_torch: bool) -> dict[str, tuple[frozenset[int], ...
 
 
 def is_one_of_several(link: Link) -> bool:
-    """Whether a link's part in JAX is one element of the first axis."""
+    """Whether a link's part in JAX is one element of the first axis, one of several stacked layers."""
     cuts = link.jax.cuts
     return len(cuts) == 1 and cuts[0].axis == 0 and cuts[0].stop - cuts[0].start == 1
 
 
 def is_stacked(paths: Sequence[str]) -> bool:
-    """Whether paths are those of one parameter in several layers: they differ in one number, from 0 up."""
+    """Whether paths are those of one parameter in several layers: they differ in one number, which counts from 0."""
     if len(paths) < 2:
         return False
     split = [path.split(".") for path in paths]
@@ -157,7 +157,7 @@ def is_stacked(paths: Sequence[str]) -> bool:
 def layers_of(
     parameters: Sequence[Parameter], tags: Mapping[str, tuple[frozenset[int], ...]], called: Sequence[str]
 ) -> dict[Instance, frozenset[int]]:
-    """For each layer that is called, and each number of it where its parameters are stacked, the links that it has."""
+    """The links of each layer that is called; of one with stacked parameters, for each number."""
     owned: dict[str, list[tuple[frozenset[int], ...]]] = {layer: [] for layer in called}
     for parameter in parameters:
         for path in (parameter.path, *parameter.aliases):
@@ -184,8 +184,8 @@ def units_of(
     """
     The smallest pairs of layers with the same parameters.
 
-    Of layers within one another with the same parameters it is the innermost. A layer that has such layers in it is
-    none itself: what it computes besides is code between them.
+    Where nested layers have the same parameters, the innermost one counts. A layer that contains such layers is not a
+    unit itself: what else it computes is code between them.
     """
     sides = []
     for parameters, shapes, is_torch in (reference, port):
@@ -213,7 +213,7 @@ def units_of(
 def blocks(
     units: Sequence[Unit], sides: Sequence[Mapping[frozenset[int], Sequence[Instance]]], reference: Shapes, port: Shapes
 ) -> list[Unit]:
-    """The pairs of layers that have other units in them, and the same parameters: the outermost where several have."""
+    """The pairs of layers that contain other units and have the same parameters; of nested ones the outermost."""
     known = {unit.reference for unit in units}
     found = []
     for tags in sides[0].keys() & sides[1].keys():
@@ -228,7 +228,7 @@ def blocks(
 
 
 def without_parameters(units: Sequence[Unit], reference: Shapes, port: Shapes) -> list[Unit]:
-    """The layers of the same path in both models that have no parameters, as a dropout, and no layers in them."""
+    """The layers of the same path in both models without parameters and without layers in them, such as a dropout."""
     sides = []
     for shapes, known in ((reference, [u.reference for u in units]), (port, [u.port for u in units])):
         called = dict.fromkeys(event.point.layer for event in shapes)
@@ -242,12 +242,12 @@ def without_parameters(units: Sequence[Unit], reference: Shapes, port: Shapes) -
 
 
 def inside_out(layers: Sequence[Instance]) -> list[Instance]:
-    """The layers, those within others before these, and else in order."""
+    """The layers in order, but each before the ones that contain it."""
     return sorted(layers, key=lambda one: sum(other[0].startswith(f"{one[0]}.") for other in layers))
 
 
 def fit(ours: Instance, reference: Shapes, theirs: Instance, port: Shapes) -> bool:
-    """Whether two layers are called as often, and return arrays that can be the same."""
+    """Whether two layers are called equally often, and return arrays of shapes that correspond."""
     (mine, _, mine_count), (other, _, other_count) = ours, theirs
     returned, there = points(reference, mine, "output"), points(port, other, "output")
     pairs = list(paired(returned, there))
@@ -279,7 +279,7 @@ def points(shapes: Shapes, layer: str, role: str) -> dict[Point, tuple[Shape, np
 
 
 def calls(shapes: Shapes, point: Point) -> int:
-    """How often a point is passed."""
+    """How often an array is seen at a point."""
     return sum(event.point == point for event in shapes)
 
 
@@ -287,10 +287,10 @@ def paired(
     ours: Mapping[Point, tuple[Shape, np.dtype[Any]]], theirs: Mapping[Point, tuple[Shape, np.dtype[Any]]]
 ) -> Iterator[tuple[Point, Point]]:
     """
-    The arrays of numbers of two layers that may be the same.
+    The pairs of arrays that two layers receive or return.
 
-    What a layer receives comes in the same order. What it returns need not, as the two states of an LSTM: of several
-    arrays that may be the same, none is.
+    Inputs come in the same order. Outputs need not, such as the two states of an LSTM: where several have the same
+    shape, none is paired.
     """
     fits = {
         point: [
@@ -310,7 +310,7 @@ def paired(
 
 
 def kind_of(dtype: np.dtype[Any]) -> str:
-    """Whether numbers are floating or whole; truth values are neither, since what they mean differs between masks."""
+    """Whether an array is floating or of integers; booleans are neither, since masks mean opposite things in places."""
     if is_inexact(np.empty(0, dtype)):
         return "floating"
     return "whole" if dtype.kind in "iu" else ""

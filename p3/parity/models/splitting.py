@@ -18,7 +18,7 @@ from p3.parity.models.names import FUSED, understood
 
 
 def families(items: Iterable[Item]) -> dict[tuple[str, str], list[Item]]:
-    """The items of one shape whose paths differ in one number, by what is around it."""
+    """The items of one shape whose paths differ in one number alone, by the path before and after it."""
     found: defaultdict[tuple[str, str], list[Item]] = defaultdict(list)
     for item in items:
         for number in re.finditer(r"\d+", item.names[0]):
@@ -31,7 +31,7 @@ def families(items: Iterable[Item]) -> dict[tuple[str, str], list[Item]]:
 
 
 def unstacked(mine: Sequence[Item], others: Sequence[Item]) -> list[Item]:
-    """The items of a side, where those that hold as many layers as the other side has apart are taken apart."""
+    """The items of a side; an array that stacks the layers which the other side has apart is split into them."""
     layered: defaultdict[int, list[tuple[tuple[str, str], Item]]] = defaultdict(list)
     for around, members in families(others).items():
         layered[len(members)].append((around, members[0]))
@@ -45,7 +45,7 @@ def unstacked(mine: Sequence[Item], others: Sequence[Item]) -> list[Item]:
     mine_have, they_have = (Counter(sorted_shape(item.shape) for item in items) for items in (mine, others))
 
     def is_layer_of(member: Item, item: Item) -> bool:
-        """Whether an item can hold several of the member, or of what is projected with it at once."""
+        """Whether an item can stack several arrays like the member, or of a fused projection that it is part of."""
         shape = sorted_shape(member.shape)
         if mine_have[shape] >= they_have[shape]:  # there are as many of them apart
             return False
@@ -82,7 +82,7 @@ def split_at(words: Sequence[str], place: int) -> tuple[str, str]:
 
 
 def likeness(a: str, b: str) -> float:
-    """How much of the words of two paths are the same, from 0 to 1, with no account of how frequent they are."""
+    """How many of the words of two paths are the same, from 0 to 1, whether frequent or not."""
     (mine, role), (theirs, other) = understood(a), understood(b)
     if role and other and role != other:
         return -1
@@ -91,7 +91,7 @@ def likeness(a: str, b: str) -> float:
 
 
 def unfused(mine: Sequence[Item], others: Sequence[Item]) -> list[Item]:
-    """The items of a side, where projections of several things that the other side has apart are taken apart."""
+    """The items of a side; a fused projection of which the other side has the parts is split into them."""
     done = []
     for item in mine:
         for pattern, words in FUSED:
@@ -112,7 +112,7 @@ def unfused(mine: Sequence[Item], others: Sequence[Item]) -> list[Item]:
 
 
 def is_piece(item: Item, fused: Item) -> bool:
-    """Whether the path of one says that it is one of the things of the other."""
+    """Whether an item's path names one of the parts of a fused projection."""
     words, role = understood(item.names[0])
     return role == understood(fused.names[0])[1] and any(
         pattern.search(fused.names[0]) and words & set(parts) for pattern, parts in FUSED
@@ -120,7 +120,7 @@ def is_piece(item: Item, fused: Item) -> bool:
 
 
 def projections(fused: Item, words: Sequence[str], others: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
-    """Arrays of the other side that are these things apart, and as large together as all of them at once."""
+    """The arrays of the other side that are the parts of a fused projection, and as large together as it."""
     role = understood(fused.names[0])[1]
     apart: defaultdict[tuple[str, ...], dict[str, Item]] = defaultdict(dict)
     for item in others:
@@ -135,7 +135,7 @@ def projections(fused: Item, words: Sequence[str], others: Sequence[Item]) -> It
 
 
 def pieces(fused: Item, apart: Sequence[Item]) -> list[Part]:
-    """The pieces of one array that are as large as several of the other side; none where no axis can be cut so."""
+    """The pieces of one array with the sizes of several of the other side; none where no axis can be cut so."""
     letters = fused.letters or (fused.orders or (conventional(fused.leaf) or "oixyz",))[0]
     by_last = letters.index("o") > letters.index("i")
     axes = sorted(range(len(fused.shape)), reverse=by_last)
@@ -154,7 +154,7 @@ def pieces(fused: Item, apart: Sequence[Item]) -> list[Part]:
             continue
 
         def cut(groups: int, axis: int = axis, starts: list[int] = starts) -> list[Part]:
-            """The pieces, of each of so many groups."""
+            """The pieces where the axis is split into so many groups."""
             ends = [start // groups for start in starts]
             return [Part(fused.part.path, (*fused.part.cuts, Cut(axis, a, b, groups))) for a, b in pairwise(ends)]
 

@@ -43,8 +43,8 @@ class Mask(NamedTuple):
 
     Attributes
     ----------
-    kept : true where an element is kept
-    probability : that it is
+    kept : True where an element is kept
+    probability : the probability of True
     """
 
     kept: np.ndarray
@@ -52,12 +52,12 @@ class Mask(NamedTuple):
 
 
 class StopRun(Exception):  # noqa: N818, which is no error
-    """What was looked for has been seen, and the model need not run on."""
+    """Raised to end a run early, when the array that was looked for has been seen."""
 
 
 class Tape(ABC):
     """
-    What a framework tells of each array at a point while a model runs, and what it continues with.
+    What sees each array at a point while a model runs, and may replace it.
 
     Calls are counted when arrays arrive, and not when Python code runs, since JAX may run a layer's code only to trace
     it. A layer that runs again in the backward pass, as under `jax.checkpoint`, is not another call.
@@ -86,7 +86,7 @@ class Tape(ABC):
         return True
 
     def forward(self, point: Point, x: np.ndarray) -> tuple[np.ndarray | None, int]:
-        """What the model continues with in place of x, or None for x itself; and the number of the call."""
+        """The array that replaces x, or None to keep x; and the number of the call."""
         if self.is_backward:  # the last call is run again first
             calls = max(self._calls[point], 1)
             call = calls - 1 - self._again[point] % calls
@@ -97,21 +97,21 @@ class Tape(ABC):
         return self.value(Event(point, call), x), call
 
     def backward(self, point: Point, call: int, cotangent: np.ndarray) -> np.ndarray | None:
-        """What the backward pass continues with in place of a cotangent, or None for the cotangent itself."""
+        """The array that replaces a cotangent, or None to keep it."""
         return self.cotangent(Event(point, call), cotangent)
 
     def drawn(self, mask: Mask) -> np.ndarray | None:
-        """What the model drops by in place of a random mask that is true with a probability, or None for the mask."""
+        """The mask that replaces a random mask of a dropout, or None to keep it."""
         self.masks.append(mask)
         return None
 
     @abstractmethod
     def value(self, event: Event, x: np.ndarray) -> np.ndarray | None:
-        """As `forward`, of an event."""
+        """The array that replaces x at an event, or None to keep x."""
 
     @abstractmethod
     def cotangent(self, event: Event, cotangent: np.ndarray) -> np.ndarray | None:
-        """As `backward`, of an event."""
+        """The array that replaces a cotangent at an event, or None to keep it."""
 
 
 class Shapes(Tape):
@@ -127,7 +127,7 @@ class Shapes(Tape):
         self.shapes[event] = (x.shape, x.dtype)
 
     def cotangent(self, event: Event, cotangent: np.ndarray) -> None:
-        """Nothing is noted of cotangents."""
+        """Cotangents are not noted."""
 
 
 class Recording(Tape):
@@ -180,8 +180,8 @@ def arrays_mapped(f: Callable[[int, Any], Any], tree: Any, is_array: Callable[[A
     """
     The same nested dicts, lists and tuples, with f(number, array) for each array.
 
-    An array that is there several times, as query, key and value, is one, so that it has one cotangent. Whatever else
-    there is stays as it is, such as a module or a random state that a layer is called with.
+    An array that is there several times, such as one that is query, key and value, is passed once, so that it has one
+    cotangent. Anything else stays as it is, such as a module or a random state that a layer is called with.
     """
     done: dict[int, Any] = {}
 
