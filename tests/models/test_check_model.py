@@ -400,3 +400,60 @@ def test_a_border_at_another_place_is_no_difference_of_a_layer():
 
     report = p3.check_model(torch=model, jax=Port(), inputs=X)
     assert [finding.path for finding in report.findings] == ["1"], str(report)
+
+
+class TorchAffine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return torch.tanh(self.fc(x))
+
+
+def affine(scale=1.0):
+    """A port as a function, its parameters, and a list with an element for each time that its Python code runs."""
+    random, traced = np.random.default_rng(1), []
+    parameters = {name: jnp.asarray(random.normal(size=shape)) for name, shape in (("kernel", (3, 4)), ("bias", 4))}
+
+    def port(parameters, x):
+        traced.append(x.dtype)
+        fc = jaxp3.tap("fc", x @ parameters["fc"]["kernel"] + parameters["fc"]["bias"])
+        return jnp.tanh(scale * fc)
+
+    return port, {"fc": parameters}, traced
+
+
+def test_a_port_is_traced_once_for_each_precision():
+    """However many runs a check takes, JAX's Python code runs once in float64 and once in float32."""
+    for scale in (1.0, 1.01):
+        port, parameters, traced = affine(scale)
+        report = p3.check_model(torch=TorchAffine(), jax=(port, parameters), inputs=X)
+        assert report.ok == (scale == 1.0), str(report)
+        assert sorted(map(str, traced)) == ["float32", "float64"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.01])
+def test_python_code_that_depends_on_the_numbers(scale):
+    """What cannot be traced without its numbers runs with them, and differs where it should."""
+
+    def port(parameters, x):
+        fc = jaxp3.tap("fc", x @ parameters["fc"]["kernel"] + parameters["fc"]["bias"])
+        number = sum(1 for value in np.asarray(jax.lax.stop_gradient(fc)).ravel() if value > 1e6)
+        return jnp.tanh(scale * fc) if fc.sum() < 1e6 and not number else fc
+
+    _, parameters, _ = affine()
+    report = p3.check_model(torch=TorchAffine(), jax=(port, parameters), inputs=X)
+    assert report.ok == (scale == 1.0), str(report)
+    assert report.ok or [finding.path for finding in report.findings] == ["output"]
+
+
+def test_a_compiled_port_that_has_run_before():
+    """What `jax.jit` has compiled of a port before the check does not hide its layers."""
+    port, parameters, _ = affine(1.01)
+    compiled = jax.jit(port)
+    compiled(parameters, X)
+    report = p3.check_model(torch=TorchAffine(), jax=(compiled, parameters), inputs=X)
+    assert [finding.path for finding in report.findings] == ["output"]
+    assert report.findings[0].title == "code after fc, output"
