@@ -457,3 +457,107 @@ def test_a_compiled_port_that_has_run_before():
     report = p3.check_model(torch=TorchAffine(), jax=(compiled, parameters), inputs=X)
     assert [finding.path for finding in report.findings] == ["output"]
     assert report.findings[0].title == "code after fc, output"
+
+
+def linear(name, features):
+    """The parameters of a layer of a port that is a function."""
+    random = np.random.default_rng(2)
+    return {name: {"kernel": jnp.asarray(random.normal(size=features)), "bias": jnp.zeros(features[1])}}
+
+
+def tapped(parameters, name, x):
+    return jaxp3.tap(name, x @ parameters[name]["kernel"] + parameters[name]["bias"])
+
+
+def test_a_model_that_writes_into_what_a_layer_returns():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+
+    def port(parameters, x):
+        return tapped(parameters, "2", jax.nn.relu(tapped(parameters, "0", x)))
+
+    report = p3.check_model(torch=model, jax=(port, linear("0", (3, 4)) | linear("2", (4, 2))), inputs=X)
+    assert report.ok, str(report)
+    assert {row.reference for row in report.layers} == {"0", "2"}
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.3])
+def test_a_mask_that_is_true_where_an_element_is_dropped(rate):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.25), nn.Linear(4, 2)).train()
+
+    def port(parameters, x):
+        x = tapped(parameters, "0", x)
+        dropped = jax.random.bernoulli(jax.random.key(0), rate, x.shape)
+        return tapped(parameters, "2", jnp.where(dropped, 0, x / (1 - rate)))
+
+    report = p3.check_model(torch=model, jax=(port, linear("0", (3, 4)) | linear("2", (4, 2))), inputs=X)
+    assert report.ok == (rate == 0.25), str(report)
+    assert report.ok or report.first.explanation.startswith("dropout keeps with probability 0.75, and ")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.01])
+def test_code_that_feeds_several_layers_is_told_once(scale):
+    names = ("query", "key", "value")
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Linear(3, 4)
+            self.heads = nn.ModuleDict({name: nn.Linear(4, 5) for name in names})
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x))
+            return torch.cat([head(x) for head in self.heads.values()], -1)
+
+    def port(parameters, x):
+        x = scale * jnp.tanh(tapped(parameters, "first", x))
+        return jnp.concatenate([tapped(parameters, f"heads.{name}", x) for name in names], -1)
+
+    parameters = linear("first", (3, 4))
+    for name in names:
+        parameters |= linear(f"heads.{name}", (4, 5))
+    report = p3.check_model(torch=Heads(), jax=(port, parameters), inputs=X)
+    assert len(report.findings) == (scale != 1.0), str(report)
+
+
+def test_two_results_of_a_layer_in_another_order():
+    """Which of two results of one shape corresponds to which is not guessed by their numbers."""
+
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 3))
+
+        def forward(self, x):
+            return (x @ self.weight.T).chunk(2, -1)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.halves, self.out = Halves(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            a, b = self.halves(x)
+            return self.out(torch.sigmoid(a) * b)
+
+    class PortHalves(nnx.Module):
+        def __init__(self):
+            self.weight = nnx.Param(jnp.zeros((8, 3)))
+
+        def __call__(self, x):
+            a, b = jnp.split(x @ self.weight[...].T, 2, -1)
+            return b, a
+
+    class Port(nnx.Module):
+        def __init__(self):
+            self.halves, self.out = PortHalves(), nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            b, a = self.halves(x)
+            return self.out(jax.nn.sigmoid(a) * b)
+
+    report = p3.check_model(torch=Model(), jax=Port(), inputs=X)
+    assert report.ok, str(report)

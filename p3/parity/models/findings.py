@@ -144,7 +144,9 @@ class Findings:
         sources: dict[int, frozenset[object]] = {}
         for finding in findings:
             is_block = any(unit.is_block and unit.reference == finding.path for unit in self.case.units)
-            is_code = finding.quantity == "input" or finding.spot.what == "output" or is_block
+            # Of a layer whose input in the port is not known, the code before it may be what is wrong.
+            is_either = finding.quantity == "output" and finding.path not in self.with_inputs
+            is_code = finding.quantity == "input" or finding.spot.what == "output" or is_block or is_either
             if not is_code or finding.kind != "semantic" or finding.cause.kind == "convention":
                 found.append(finding)
                 continue
@@ -165,7 +167,7 @@ class Findings:
             frozenset(case.outputs) - {str(spot.name) if spot.what == "output" else ""},
         )
         run, recording = case.silenced("float64", case.base[1], frozenset(), silent, None)
-        layers = {e for e, v in recording.cotangents.items() if e.point.role == "output" and np.any(v)}
+        layers = {e for e, v in recording.cotangents.items() if e.point.role == "output" and np.any(v)} - {spot.name}
         return frozenset({*layers, *(number for number, v in run.input_gradients.items() if np.any(v))})
 
     # parameters
@@ -533,9 +535,13 @@ class Findings:
         """Whether a value is wrong, and is a layer's input, or its output where the input in the port is not known."""
         assert isinstance(spot.name, Event)
         layer = spot.name.point.layer
-        has_input = any(t.event.point.layer == layer and t.event.point.role == "input" for t in self.port_order)
-        is_first = spot.name.point.role == ("input" if has_input else "output")
+        is_first = spot.name.point.role == ("input" if layer in self.with_inputs else "output")
         return is_first and self.at_first[spot].kind == "semantic"
+
+    @cached_property
+    def with_inputs(self) -> frozenset[str]:
+        """The layers whose input in the port is known."""
+        return frozenset(t.event.point.layer for t in self.port_order if t.event.point.role == "input")
 
     def with_layers_left_out(self, findings: list[Finding]) -> Iterator[Finding]:
         """The findings, where the first one after layers that the port never runs says so."""
