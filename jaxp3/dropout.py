@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxp3.tap import TAPE, shown
+from jaxp3.tap import TAPE, in_each_run, shown
 from p3.parity.models.tape import Mask, Tape
 
 DRAWING = RLock()  # of DRAWERS
@@ -47,5 +47,6 @@ def bernoulli(key: Array, p: Any = 0.5, *args: Any, **kwargs: Any) -> Array:
         value = tape.drawn(Mask(np.asarray(mask), float(np.ravel(probability)[0])))
         return mask if value is None else value, 0
 
-    drawn: Array = shown.bind(mask, jnp.asarray(p), see=see)[0]
+    with in_each_run():
+        drawn: Array = shown.bind(mask, jnp.asarray(p), see=see)[0]
     return drawn

@@ -1,7 +1,7 @@
 """JAX's models as models that the checker can take: NumPy arrays in and out, and layers that a tape watches."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun, jaxprs_in_params
 
 from jaxp3.dropout import masks_seen
 from jaxp3.function import from_array, is_inexact, to_array
 from jaxp3.libraries import Library, library_of
-from jaxp3.tap import TAPE
+from jaxp3.tap import IS_TRACED, TAPE, shown
 from p3.parity.models.links import Parameter
 from p3.parity.models.module import Arrays, Cotangents, Module, Run, parents
 from p3.parity.models.tape import Tape
 from p3.parity.tree import Structure, leaves
+
+COMPILED = ("cond", "while", "scan")  # operations that XLA compiles as a whole
 
 
 def as_module(model: Any) -> "ArrayModule":
@@ -133,12 +135,14 @@ class ArrayModule(Module):
 
         def evaluated(*arguments: Any) -> Any:
             if key not in self.traces:
-                try:
+                self.traces[key] = function
+                reset = IS_TRACED.set(True)
+                # What depends on no argument is computed now, as a model may keep it for its next call.
+                with suppress(Exception), jax.ensure_compile_time_eval():  # what is no fault of tracing is raised below
                     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-                except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-                    self.traces[key] = function
-                else:
-                    self.traces[key] = partial(evaluate, jaxpr_as_fun(jaxpr), jax.tree.structure(shapes))
+                    if not compiles_taps(jaxpr.jaxpr):
+                        self.traces[key] = partial(evaluate, jaxpr_as_fun(jaxpr), jax.tree.structure(shapes))
+                IS_TRACED.reset(reset)
             return self.traces[key](*arguments)
 
         return evaluated
@@ -160,6 +164,21 @@ def pulled_back(f: Callable[..., Any], parameters: Any, states: Any, arrays: Seq
     return jax.vjp(smooth, parameters, {i: x for i, x in enumerate(arrays) if is_inexact(x)}, has_aux=True)
 
 
+def compiles_taps(jaxpr: Jaxpr, within: bool = False) -> bool:
+    """Whether a loop or a branch has a tap in it, which XLA would have to compile."""
+    return any(
+        (within and equation.primitive is shown)
+        or any(compiles_taps(inner, within or equation.primitive.name in COMPILED) for inner in inner_jaxprs(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def inner_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
+    """The jaxprs of an operation, such as the branches of `jax.lax.cond`."""
+    found: list[Jaxpr] = list(jaxprs_in_params(equation.params))
+    return found
+
+
 def evaluate(function: Callable[..., list[Any]], structure: Any, *arguments: Any) -> Any:
     """What a function that was traced gives, in the structure that it had before."""
     return jax.tree.unflatten(structure, function(*jax.tree.leaves(arguments)))
@@ -179,8 +198,8 @@ def numpy_of(arrays: Mapping[Any, Array]) -> dict[Any, np.ndarray]:
 def arrays_of(result: Any) -> dict[str, Array]:
     """The arrays in what a model returned, by path; what else there is, is left out."""
     return {
-        path + jax.tree_util.keystr(keys): y
+        path + jax.tree_util.keystr(keys): y if isinstance(y, Array) else jnp.asarray(y)
         for path, x in leaves(result, "output")
         for keys, y in jax.tree_util.tree_flatten_with_path(x)[0]
-        if isinstance(y, Array)
+        if isinstance(y, Array | np.ndarray)
     }

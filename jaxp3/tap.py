@@ -1,6 +1,7 @@
 """`tap`: a name for what a layer returns, and what a tape sees of it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax._src.config import eager_constant_folding  # of which JAX exports what turns it on alone
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching
@@ -17,6 +19,7 @@ from jaxp3.function import is_inexact
 from p3.parity.models.tape import Point, Role, Tape, arrays_mapped
 
 TAPE: ContextVar[Tape | None] = ContextVar("TAPE", default=None)  # that watches the model which runs
+IS_TRACED: ContextVar[bool] = ContextVar("IS_TRACED", default=False)  # whether the model is traced, and not run
 
 
 def tap(name: str, x: Array) -> Array:
@@ -52,9 +55,16 @@ def watched(layer: str, role: Role, tree: Any) -> Any:
         point = Point(layer, role, number)
         if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # a random key
             return x
-        return replaceable(point, x) if is_inexact(x) else forward(point, x)[0]
+        with in_each_run():
+            return replaceable(point, x) if is_inexact(x) else forward(point, x)[0]
 
     return arrays_mapped(see, tree, lambda x: isinstance(x, Array))
+
+
+def in_each_run() -> AbstractContextManager[None]:
+    """While it lasts, operations on constants are not computed while a model is traced, but each time that it runs."""
+    held: AbstractContextManager[None] = eager_constant_folding(False)
+    return held
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -104,7 +114,16 @@ See = Callable[..., tuple[Array | np.ndarray, int]]
 
 
 def run_now(*arrays: Array, see: See) -> tuple[Array, Array]:
-    """Call the function now."""
+    """
+    Call the function now.
+
+    Raises
+    ------
+    RuntimeError
+        The model is traced, so that later runs would not call it: JAX computes what a checkpoint makes of constants.
+    """
+    if IS_TRACED.get():
+        raise RuntimeError("a tap in a checkpoint depends on nothing that is traced")
     value, number = see(TAPE.get(), *arrays)
     return value if isinstance(value, Array) else jnp.asarray(value, arrays[0].dtype), array_of(number)
 

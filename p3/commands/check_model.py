@@ -135,6 +135,11 @@ def read_match(path: Path) -> Match | dict[str, Any]:
     """
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-        return Match.from_json(json.dumps(read)) if "links" in read else dict(read)
+        if not isinstance(read, dict):
+            raise ValueError(f"it is a {type(read).__name__}")
+        return Match.from_json(json.dumps(read)) if "links" in read else read
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--match {path} has no match of parameters in it: {error}") from error
+        raise InputError(
+            f"--match {path} has no match of parameters in it ({error}); give what --save-match has written, or a "
+            'JSON object such as {"fc.weight": "dense.kernel"}'
+        ) from error

@@ -1,6 +1,7 @@
 """`p3.check_model` and `p3 check-model` as users meet them: the report, the options, and what is refused."""
 
 import copy
+import functools
 import json
 import re
 import subprocess
@@ -263,6 +264,10 @@ def test_command_refused(command, tmp_path):
         return command("p3", "check-model", *sides, *options, cwd=tmp_path)
 
     refused(finished("--input", "normal(5, 3)", "--match", "broken.json"), "has no match of parameters in it")
+    (tmp_path / "list.json").write_text("[1]")
+    refused(
+        finished("--input", "normal(5, 3)", "--match", "list.json"), "(it is a list); give what --save-match has written"
+    )
     refused(finished("--input", "x=normal(5, 3)", "--input", "normal(5, 3)"), "some of --input have names")
     refused(finished("--input", "normal(5, 7)"), "cannot be called with inputs of float64[5, 7]")
 
@@ -562,3 +567,92 @@ def test_two_results_of_a_layer_in_another_order(scale):
 
     report = p3.check_model(torch=Model(), jax=Port(), inputs=X)
     assert [finding.path for finding in report.findings] == ["output"] * (scale != 1.0), str(report)
+
+
+ONES = functools.cache(lambda features: jnp.ones(features) / 2)
+
+
+def in_a_branch(parameters, x):
+    """What a layer returns in a branch, which XLA compiles as a whole."""
+    return jax.lax.cond(x.sum() > -1e6, lambda x: tapped(parameters, "fc", x), lambda x: jnp.zeros((5, 4)), x)
+
+
+def in_a_counted_loop(parameters, x):
+    """A loop that has no reverse mode but where its counter is known."""
+    y = tapped(parameters, "fc", x)
+    return jax.lax.while_loop(lambda carry: carry[0] < 1, lambda carry: (carry[0] + 1, carry[1] * 1), (0, y))[1]
+
+
+def with_what_is_kept(parameters, x):
+    """An array that the port keeps for later calls."""
+    return tapped(parameters, "fc", x) * ONES(4) * 2
+
+
+def beside_a_constant(parameters, x):
+    """A layer that receives an array which depends on nothing."""
+    return tapped(parameters, "fc", x) + jaxp3.tap("nothing", jnp.zeros(4))
+
+
+@pytest.mark.parametrize("first", ["torch", "jax"])
+@pytest.mark.parametrize("scale", [1.0, 1.01])
+@pytest.mark.parametrize("port", [in_a_branch, in_a_counted_loop, with_what_is_kept, beside_a_constant])
+def test_ports_that_are_hard_to_trace(first, scale, port):
+    def scaled(parameters, x):
+        return jnp.tanh(scale * port(parameters, x))
+
+    sides = {"torch": TorchAffine(), "jax": (scaled, linear("fc", (3, 4)))}
+    for _ in range(2):  # the second check finds what JAX has kept of the first
+        report = p3.check_model(**({first: sides[first]} | sides), inputs=X)
+        assert [finding.path for finding in report.findings] == ["output"] * (scale != 1.0), str(report)
+    assert np.isfinite(scaled(sides["jax"][1], X)).all()  # which would raise if the check had left a tracer behind
+
+
+@pytest.mark.parametrize("first", ["torch", "jax"])
+def test_a_dropout_that_is_drawn_again_in_the_backward_pass(first):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2), nn.Dropout(0.25)).train()
+
+    def port(parameters, x):
+        @jax.checkpoint
+        def dropped(x):
+            kept = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
+            return jnp.where(kept, x / 0.5, 0)
+
+        x = tapped(parameters, "2", dropped(tapped(parameters, "0", x)))
+        return jnp.where(jax.random.bernoulli(jax.random.key(1), 0.75, x.shape), x / 0.75, 0)
+
+    sides = {"torch": model, "jax": (port, linear("0", (3, 4)) | linear("2", (4, 2)))}
+    for _ in range(2):
+        report = p3.check_model(**({first: sides[first]} | sides), inputs=X)
+        assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["kernel", "weight"])
+def test_square_matrices_that_are_stacked(name, transposed):
+    """Where neither the layers' kinds nor the numbers tell the layout, it is the one by which the models agree."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
+    random = np.random.default_rng(0)
+    parameters = {"layers": {name: jnp.asarray(random.normal(size=(3, 4, 4))), "bias": jnp.zeros((3, 4))}}
+
+    def port(parameters, x):
+        def layer(x, p):
+            return jnp.tanh(x @ (p[name].T if transposed else p[name]) + p["bias"]), None
+
+        return jax.lax.scan(layer, x, parameters["layers"])[0]
+
+    report = p3.check_model(torch=model, jax=(port, parameters), inputs=random.normal(size=(5, 4)))
+    assert report.ok, str(report)
+
+
+def test_an_output_that_is_an_array_of_numpy():
+    class Numbered(TorchAffine):
+        def forward(self, x):
+            return super().forward(x), torch.arange(3)
+
+    def port(parameters, x):
+        return jnp.tanh(tapped(parameters, "fc", x)), np.arange(3)
+
+    report = p3.check_model(torch=Numbered(), jax=(port, linear("fc", (3, 4))), inputs=X)
+    assert report.ok, str(report)

@@ -129,10 +129,9 @@ class Planting(Tape):
         """Whether one of the events is the layer's."""
         return layer in self.layers
 
-    def drawn(self, mask: Mask) -> np.ndarray | None:
+    def mask(self, number: int) -> np.ndarray | None:
         """The mask of the reference's dropout of the same number, inverted where the port's True means dropped."""
-        super().drawn(mask)
-        number = len(self.masks) - 1
+        mask = self.masks[number]
         if number >= len(self.recording.masks):
             return None
         kept, probability = self.recording.masks[number]
@@ -766,7 +765,8 @@ def apart(reference: Run, port: Run) -> tuple[int, float]:
         if candidates and is_inexact(x) and is_inexact(y):
             with np.errstate(all="ignore"):
                 difference = np.abs(wide(nearest(candidates, y, x, frozenset()).to_reference(y)) - wide(x))
-            off += float(np.nanmean(difference)) / max(greatest(x), np.finfo(np.float64).tiny)
+            known = difference[~np.isnan(difference)]
+            off += float(known.sum()) / max(known.size * greatest(x), np.finfo(np.float64).tiny)
     return missing, off
 
 

@@ -67,24 +67,28 @@ def with_other_layouts(case: ModelCase) -> ModelCase:
     if not guessed or not case.from_end_to_end.failing:
         return case
     links = [
-        replace(link, pattern="" if link.pattern else "o i -> i o")
-        if link in guessed and is_square(case, link)
-        else link
+        replace(link, pattern=transposed(link.pattern)) if link in guessed and is_square(case, link) else link
         for link in case.match.links
     ]
     other = replace(case, given=replace(case.match, links=tuple(links)))
     return case if other.from_end_to_end.failing else other
 
 
+def transposed(pattern: str) -> str:
+    """The pattern of a matrix, or of one of several that are stacked, with its last two axes in the other order."""
+    if not pattern:
+        return "o i -> i o"
+    left, right = pattern.split(" -> ")
+    *stacked, a, b = right.split()
+    other = " ".join([*stacked, b, a])
+    return "" if other == left else f"{left} -> {other}"
+
+
 def is_square(case: ModelCase, link: Link) -> bool:
-    """Whether both arrays of a link are square matrices."""
-    shapes = {
-        parameter.path: parameter.array.shape for parameter in (*case.reference_parameters, *case.port_parameters)
-    }
-    return all(
-        len(shapes[part.path]) == 2 and len(set(shapes[part.path])) == 1 and not part.cuts
-        for part in (*link.torch, link.jax)
-    )
+    """Whether both arrays of a link are square matrices, alone or as one of several that are stacked."""
+    arrays = {parameter.path: parameter.array for parameter in (*case.reference_parameters, *case.port_parameters)}
+    shapes = [[size for size in part.of(arrays[part.path]).shape if size != 1] for part in (*link.torch, link.jax)]
+    return all(len(shape) == 2 and len(set(shape)) == 1 for shape in shapes)
 
 
 def match_row(case: ModelCase, found: Comparison) -> MatchRow:

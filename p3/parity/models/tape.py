@@ -102,7 +102,19 @@ class Tape(ABC):
 
     def drawn(self, mask: Mask) -> np.ndarray | None:
         """The mask that replaces a random mask of a dropout, or None to keep it."""
-        self.masks.append(mask)
+        return self.mask(self.number_of(mask))
+
+    def number_of(self, mask: Mask) -> int:
+        """The number of a mask; one that a checkpoint draws again in the backward pass keeps its number."""
+        if self.is_backward:
+            for number, other in enumerate(self.masks):
+                if other.probability == mask.probability and np.array_equal(other.kept, mask.kept):
+                    return number
+        self.masks.append(Mask(np.array(mask.kept), mask.probability))
+        return len(self.masks) - 1
+
+    def mask(self, number: int) -> np.ndarray | None:
+        """The mask that replaces the one of a number, or None to keep it."""
         return None
 
     @abstractmethod
