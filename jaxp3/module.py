@@ -48,6 +48,7 @@ class ArrayModule(Module):
     model: Library
     is_torch: bool = False
     traces: dict[Hashable, Callable[..., Any]] = field(default_factory=dict)  # what `traced` has traced
+    met: dict[Hashable, dict[str, str]] = field(default_factory=dict)  # the classes of layers that were called then
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -112,6 +113,8 @@ class ArrayModule(Module):
 
                 key = (precision, way, mode, tape is None, *((x.shape, x.dtype) for x in inputs))
                 smooth, vjp, (outputs, after) = self.traced(key, partial(pulled_back, f))(parameters, states, arrays)
+                if tape is not None:
+                    tape.kinds.update(self.met.setdefault(key, dict(tape.kinds)))
                 found = numpy_of(outputs)
                 if cotangents is None:
                     return Run(found, {}, {}, numpy_of(after))

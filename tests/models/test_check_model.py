@@ -265,9 +265,7 @@ def test_command_refused(command, tmp_path):
 
     refused(finished("--input", "normal(5, 3)", "--match", "broken.json"), "has no match of parameters in it")
     (tmp_path / "list.json").write_text("[1]")
-    refused(
-        finished("--input", "normal(5, 3)", "--match", "list.json"), "(it is a list); give what --save-match has written"
-    )
+    refused(finished("--input", "normal(5, 3)", "--match", "list.json"), "is a list); give what --save-match")
     refused(finished("--input", "x=normal(5, 3)", "--input", "normal(5, 3)"), "some of --input have names")
     refused(finished("--input", "normal(5, 7)"), "cannot be called with inputs of float64[5, 7]")
 
@@ -355,7 +353,9 @@ class Image(nnx.Module):
         return self.conv(x)
 
 
-@pytest.mark.parametrize(("first", "shape"), [("torch", (2, 3, 8, 7)), ("jax", (2, 8, 7, 3))])
+@pytest.mark.parametrize(
+    ("first", "shape"), [("torch", (2, 3, 8, 7)), ("jax", (2, 8, 7, 3)), ("torch", (2, 3, 3, 3)), ("jax", (2, 3, 3, 3))]
+)
 def test_images_in_the_layout_of_the_reference(first, shape):
     torch.manual_seed(0)
     sides = {"torch": nn.Sequential(nn.Conv2d(3, 4, 3)), "jax": Image()}
@@ -363,6 +363,7 @@ def test_images_in_the_layout_of_the_reference(first, shape):
     report = p3.check_model(**{first: sides.pop(first)}, **sides, inputs=inputs)
     assert report.ok, str(report)
     assert any(note.startswith("The port takes its inputs with axes 0, ") for note in report.notes)
+    assert [set(row.kinds) for row in report.layers] == [{"Conv2d", "nnx.Conv"}]
 
 
 ODD = {

@@ -117,6 +117,7 @@ ONLY_IN = {
     ("jaxp3", "ArrayModule.ways"): "a torch.nn.Module takes batches; equinox's layers take one example",
     ("jaxp3", "made"): "JAX's arrays are made anew; PyTorch's are written into",
     ("jaxp3", "ArrayModule.traces"): "what ArrayModule.traced has traced",
+    ("jaxp3", "ArrayModule.met"): "the layers that it met",
     ("jaxp3", "ArrayModule.traced"): "JAX traces a model's Python code; PyTorch runs it",
     ("jaxp3", "COMPILED"): "operations that are not run one by one",
     ("jaxp3", "compiles_taps"): "looks for them",
