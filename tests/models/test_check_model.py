@@ -620,7 +620,8 @@ def test_a_dropout_that_is_drawn_again_in_the_backward_pass(first):
             return jnp.where(kept, x / 0.5, 0)
 
         x = tapped(parameters, "2", dropped(tapped(parameters, "0", x)))
-        return jnp.where(jax.random.bernoulli(jax.random.key(1), 0.75, x.shape), x / 0.75, 0)
+        rate = jnp.asarray(0.75)  # an array, as where it is a variable of the model
+        return jnp.where(jax.random.bernoulli(jax.random.key(1), rate, x.shape), x / rate, 0)
 
     sides = {"torch": model, "jax": (port, linear("0", (3, 4)) | linear("2", (4, 2)))}
     for _ in range(2):
