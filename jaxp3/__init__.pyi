@@ -10,3 +10,4 @@ from .module import as_module as as_module
 from .operator import legendre_p3 as legendre_p3
 from .operator import legendre_p3_custom_jvp as legendre_p3_custom_jvp
 from .tap import tap as tap
+from .training import Training as Training

@@ -61,6 +61,10 @@ class Library(ABC):
     def with_values(self, values: Mapping[str, Array]) -> Any:
         """The model with other arrays at some paths, as it was given; a module of nnx is changed."""
 
+    def tree_of(self, parameters: Mapping[str, Array]) -> Any:
+        """The parameters as optimizers take them."""
+        return dict(parameters)
+
 
 def library_of(model: Any) -> Library:
     """
@@ -75,7 +79,7 @@ def library_of(model: Any) -> Library:
     is_alone = first is model
     packages = {cls.__module__.split(".")[0] for cls in type(first).__mro__}
     bases = {f"{cls.__module__}.{cls.__name__}" for cls in type(first).__mro__}
-    if "flax.nnx.module.Module" in bases and is_alone:
+    if is_nnx(model):
         return NnxModel(model)
     if "flax.linen.module.Module" in bases and not is_alone and len(model) in (2, 3):
         return LinenModel(*model)
@@ -87,6 +91,11 @@ def library_of(model: Any) -> Library:
         f"jax= is {type(model).__name__}; give a flax.nnx or equinox module, (equinox module, state), (linen module, "
         "variables), (linen module, variables, keywords), or (function, parameters)"
     )
+
+
+def is_nnx(model: Any) -> bool:
+    """Whether a model is a module of flax.nnx."""
+    return any(f"{cls.__module__}.{cls.__name__}" == "flax.nnx.module.Module" for cls in type(model).__mro__)
 
 
 def kind_of(layer: Any) -> str:
@@ -184,6 +193,15 @@ class NnxModel(Library):
         return result, {
             dotted(path): variable.get_value() for path, variable in after.items() if dotted(path) in states
         }
+
+    def tree_of(self, parameters: Mapping[str, Array]) -> Any:
+        """The state of the parameters, as `nnx.Optimizer` takes it."""
+        flat = {
+            path: variable.replace(parameters[dotted(path)])
+            for path, variable in self.variables.items()
+            if dotted(path) in parameters
+        }
+        return self.nnx.from_flat_state(flat)
 
     def with_values(self, values: Mapping[str, Array]) -> Any:
         """The module."""
@@ -310,20 +328,25 @@ class LinenModel(Library):
 
 
 class FunctionModel(Library):
-    """A function of parameters and inputs, and its parameters: any tree, with equinox's modules in it or not."""
+    """
+    A function of parameters and inputs, and its parameters: any tree, with equinox's modules in it or not.
+
+    With a state it is called as function(parameters, state, *inputs), and returns its result and the new state.
+    """
 
     library = "function"
 
-    def __init__(self, function: Callable[..., Any], tree: Any) -> None:
-        """All of its floating arrays have gradients."""
-        self.function, self.tree = function, tree
+    def __init__(self, function: Callable[..., Any], tree: Any, state: Any = None) -> None:
+        """All floating arrays of the tree have gradients, and those of the state have none."""
+        self.function, self.tree, self.state = function, tree, state
         named = function.func if isinstance(function, partial) else function
         self.name = getattr(named, "__name__", type(named).__name__)
-        self.parameters, self.states = arrays_in(tree), {}
+        self.parameters, self.states = arrays_in(tree), arrays_of_state(tree, state)
         if not self.parameters:
             raise InputError("(function, parameters): the parameters have no floating array; give the tree of them")
         self.kinds = {path: kind_of(layer) for path, layer in modules_in(tree) if path}
         self.layers = {}
+        self.places = {id(x): where for where, x in self.states.items()}
 
     def call(
         self, parameters: Mapping[str, Array], states: Mapping[str, Array], call: Call, tape: Tape | None, way: str
@@ -333,11 +356,35 @@ class FunctionModel(Library):
         if tape is not None:
             tree = watched_within(tree, "", tape)
         with watched_linen(tape):
-            return call(partial(self.function, tree)), {}
+            if self.state is None:
+                return call(partial(self.function, tree)), {}
+            state = jax.tree.map(lambda x: states.get(self.places.get(id(x), ""), counter(x)), self.state)
+            result, after = call(partial(self.function, tree, state))
+        return result, arrays_of_state(self.tree, after)
+
+    def tree_of(self, parameters: Mapping[str, Array]) -> Any:
+        """The tree; where modules of equinox are in it, without what has no gradient, as `equinox.filter` gives it."""
+        tree = replaced(self.tree, parameters)
+        if not modules_in(tree):
+            return tree
+        import equinox
+
+        return equinox.filter(tree, equinox.is_inexact_array)
 
     def with_values(self, values: Mapping[str, Array]) -> Any:
         """The function and its parameters."""
         return self.function, replaced(self.tree, values)
+
+
+def arrays_of_state(tree: Any, state: Any) -> dict[str, Array]:
+    """The floating arrays of a state, by path; those of a state of equinox's by the layers of the tree."""
+    if type(state).__name__ != "State":
+        return arrays_in(state)
+    found = {}
+    for path, index in indices_in(tree):
+        for name, x in arrays_in(state.get(index)).items():
+            found[f"{path}.{name}" if name else path] = x
+    return found
 
 
 def watched_linen(tape: Tape | None) -> Any:

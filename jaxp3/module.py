@@ -21,6 +21,12 @@ from p3.parity.models.module import Arrays, Cotangents, Module, Run, parents
 from p3.parity.models.tape import Tape
 from p3.parity.tree import Structure, leaves
 
+
+def itself(model: Any) -> Any:
+    """The model."""
+    return model
+
+
 COMPILED = ("cond", "while", "scan")  # operations that XLA compiles as a whole
 
 
@@ -43,10 +49,15 @@ def as_module(model: Any) -> "ArrayModule":
 
 @dataclass(frozen=True, eq=False)
 class ArrayModule(Module):
-    """A model of one of JAX's libraries as a `p3.parity.Module`."""
+    """
+    A model of one of JAX's libraries as a `p3.parity.Module`.
+
+    `calling` makes what is called with the inputs of the model: the model itself, or a loss of it.
+    """
 
     model: Library
     is_torch: bool = False
+    calling: Callable[[Any], Any] = itself
     traces: dict[Hashable, Callable[..., Any]] = field(default_factory=dict)  # what `traced` has traced
     met: dict[Hashable, dict[str, str]] = field(default_factory=dict)  # the classes of layers that were called then
 
@@ -106,7 +117,7 @@ class ArrayModule(Module):
 
                 def f(parameters: Any, states: Any, arrays: Any) -> Any:
                     def call(module: Any, *before: Any) -> Any:
-                        return structure.call(module, arrays, {})
+                        return structure.call(self.calling(module), arrays, {})
 
                     result, after = self.model.call(parameters, states, call, tape, way)
                     return arrays_of(result), after

@@ -16,12 +16,19 @@ def p3_command() -> click.Group:
     """`p3` and its subcommands."""
     from p3.commands.check import check_command
     from p3.commands.check_model import check_model_command
+    from p3.commands.check_training import check_training_command
     from p3.commands.compare import compare_command
     from p3.commands.explain import explain_command
 
     return click.Group(
         "p3",
-        commands=[compare_command(), explain_command(), check_command(), check_model_command()],
+        commands=[
+            compare_command(),
+            explain_command(),
+            check_command(),
+            check_model_command(),
+            check_training_command(),
+        ],
         help="Check a port of an operator between PyTorch and JAX, and compare fits made with both.",
     )
 

@@ -392,6 +392,20 @@ HALF_INSIDE = Threshold(
     "rounding something inside to bfloat16 or float16 makes a difference that is larger",
 )
 
+SAME_RATE = Threshold(
+    1e-6,
+    "the larger of two learning rates, or the largest of the run",
+    "rates of one schedule are computed in float32 in JAX and in float64 in PyTorch; those of two schedules differ by "
+    "more at most steps",
+)
+
+ENVELOPE = Threshold(
+    64,
+    "the largest distance so far of the reference's float32 and float64 parameters, or PARITY",
+    "both are what rounding makes of one training; where it grows from step to step, two roundings that are alike in "
+    "size come apart at different steps, so that one is many times the other for a while",
+)
+
 CENTRAL_DIFFERENCE = Threshold(
     1e-7,
     "the sum over the points of the terms' sizes",

@@ -10,3 +10,4 @@ from .module import as_module as as_module
 from .operator import LegendrePolynomial3 as LegendrePolynomial3
 from .operator import legendre_p3 as legendre_p3
 from .tap import tap as tap
+from .training import Training as Training

@@ -27,6 +27,11 @@ from torchp3.tap import TAPE, watched
 SEED = 0  # of what a model draws, as for dropout
 
 
+def itself(model: Any) -> Any:
+    """The model."""
+    return model
+
+
 def as_module(model: Any) -> "ArrayModule":
     """
     Make a model of a module, for `p3.check_model`.
@@ -48,10 +53,15 @@ def as_module(model: Any) -> "ArrayModule":
 
 @dataclass(frozen=True, eq=False)
 class ArrayModule(Module):
-    """A `torch.nn.Module` as a `p3.parity.Module`."""
+    """
+    A `torch.nn.Module` as a `p3.parity.Module`.
+
+    `calling` makes what is called with the inputs of the module: the module itself, or a loss of it.
+    """
 
     model: nn.Module
     is_torch: bool = True
+    calling: Callable[[Any], Any] = itself
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -123,7 +133,7 @@ class ArrayModule(Module):
             with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(cotangents is not None):
                 torch.manual_seed(SEED)
                 with masks_seen(tape), mode or nullcontext():
-                    outputs = arrays_of(structure.call(module, tensors, {}))
+                    outputs = arrays_of(structure.call(self.calling(module), tensors, {}))
                 arrays = {path: to_array(y).copy() for path, y in outputs.items()}
                 gradients: tuple[Tensor, ...] = ()
                 if cotangents is not None:

@@ -1,7 +1,7 @@
-"""`p3.check`, `p3.check_model`, `p3.parity_test`: functions and models, by the names of their frameworks."""
+"""`p3.check`, `p3.check_model`, `p3.check_training`: functions, models and trainings, by their frameworks' names."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -17,6 +17,9 @@ from p3.parity.models.module import Module
 from p3.parity.models.report import ModelReport
 from p3.parity.process import changes
 from p3.parity.report import ParityReport
+from p3.parity.trainings.checker import check_training as check_trainings
+from p3.parity.trainings.report import TrainingReport
+from p3.parity.trainings.training import Training
 
 
 def shown(*required: str, **defaults: object) -> Signature:
@@ -138,6 +141,67 @@ def check_model(
     return check_models(reference, port, inputs, match=match, seed=seed, progress=progress)
 
 
+def check_training(
+    *,
+    batches: Any = None,
+    steps: int | None = None,
+    match: Mapping[str, Any] | Match | None = None,
+    accept: Sequence[Any] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+    **sides: Any,
+) -> TrainingReport:
+    """
+    Say whether two trainings do the same, and name the first step and quantity that differs, and why.
+
+    Before each step, the reference's parameters, running statistics and optimizer state are written into the port, and
+    both take one step on the same batch, in float64 and in float32. So nothing accumulates, and each cause is named
+    once. The port also runs by itself from the same start, which shows how far rounding drives the two apart. The
+    user's models and optimizers are copied and never changed.
+
+    Parameters
+    ----------
+    torch, jax : a `torchp3.Training` and a `jaxp3.Training`; the one that is named first is the reference
+    batches : an iterable of batches, one for each step, each an array or a nested tuple, list or dict of them; or one
+        such iterable for each side, as {"torch": ..., "jax": ...}, whose batches are compared as well
+    steps : how many steps to take; as many as there are batches, and at most 100, where it is None
+    match : corrections of the match of parameters, as for `check_model`
+    accept : differences that are known and accepted: names of mistakes that p3 knows, as "clip_grad_norm_ 1e-6", or
+        (quantity, bound) or (quantity, path, bound), with a bound that is a fraction of the array's size
+    progress : called as progress(what runs next, steps done, steps in all)
+
+    Returns
+    -------
+    TrainingReport
+        The causes, and how far apart the sides are in each quantity; `report.ok`, `report.differences` and
+        `report.first` are for programs.
+
+    Raises
+    ------
+    InputError
+        A side is no training, its loss is no scalar, or the two do not have the same parameters.
+
+    Examples
+    --------
+    >>> check_training(torch=torchp3.Training(...), jax=jaxp3.Training(...), batches=batches, steps=300).ok
+    True
+    """
+    for name in sides:
+        if name not in BACKENDS:
+            raise InputError(
+                f"there is no option {name!r}; there are torch, jax, batches, steps, match, accept, progress"
+            )
+    if len(sides) != 2:
+        raise InputError(f"torch= and jax= are the two trainings, and {len(sides)} of them given; give both")
+    for name, side in sides.items():
+        if not isinstance(side, Training) or side.is_torch != (name == "torch"):
+            package = "torchp3" if name == "torch" else "jaxp3"
+            raise InputError(f"{name}= is {type(side).__name__}; give a {package}.Training")
+    if batches is None:
+        raise InputError("there are no batches; give batches=, an iterable of batches, one for each step")
+    reference, port = sides.values()
+    return check_trainings(reference, port, batches, steps=steps, match=match, accept=accept, progress=progress)
+
+
 def two_models(sides: Mapping[str, Any]) -> tuple[Module, Module]:
     """
     The reference and the port.
@@ -234,13 +298,16 @@ def parity_test(**sides_and_options: Any) -> Callable[[str], None]:
     """
     Make a test function with the checks as its parameters; the arguments are those of `check`.
 
-    Of models it is one with the layers as its parameters, and the arguments are those of `check_model`.
+    Of models it is one with the layers as its parameters, and the arguments are those of `check_model`. Of trainings
+    it is one with the quantities as its parameters, and the arguments are those of `check_training`.
 
     Examples
     --------
     >>> test_my_port = parity_test(torch=f, jax=g, inputs=np.linspace(-3, 3, 101))
     """
     torch = sides_and_options.get("torch")
+    if isinstance(torch, Training):
+        return testing.training_test(lambda: check_training(**sides_and_options))
     if any(cls.__module__.startswith("torch.nn") for cls in type(torch).__mro__):
         sides = {name: x for name, x in sides_and_options.items() if name in BACKENDS}
         options = {name: x for name, x in sides_and_options.items() if name not in BACKENDS}

@@ -166,7 +166,22 @@ def some(names: list[str]) -> str:
 
 def load_function(text: str) -> Any:
     """
-    The function that "module:name" or "file.py:name" names, modules being looked for in the current folder as well.
+    The function that "module:name" or "file.py:name" names, as `load_object`.
+
+    Raises
+    ------
+    InputError
+        There is none, or it is no function.
+    """
+    function = load_object(text)
+    if not callable(function):
+        raise InputError(f"{text} is {type(function).__name__}, and must be a function")
+    return function
+
+
+def load_object(text: str) -> Any:
+    """
+    What "module:name" or "file.py:name" names, modules being looked for in the current folder as well.
 
     Raises
     ------
@@ -184,15 +199,13 @@ def load_function(text: str) -> Any:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise InputError(f"{text}: importing {module_name} raised {type(error).__name__}: {error}") from error
-    function: Any = module
+    found: Any = module
     for part in name.split("."):
-        if not hasattr(function, part):
-            names = [n for n in dir(function) if not n.startswith("_") and callable(getattr(function, n))]
+        if not hasattr(found, part):
+            names = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
             raise InputError(f"{text}: {module_name} has no {part!r}; it has {some(names) or 'no functions'}")
-        function = getattr(function, part)
-    if not callable(function):
-        raise InputError(f"{text} is {type(function).__name__}, and must be a function")
-    return function
+        found = getattr(found, part)
+    return found
 
 
 def name_of(function: Any) -> str | None:

@@ -8,6 +8,8 @@ from p3.parity.case import Case, Options
 from p3.parity.checker import check_names, make_case, run_check
 from p3.parity.function import Function
 from p3.parity.models.report import ModelReport
+from p3.parity.trainings.case import ORDER
+from p3.parity.trainings.report import TrainingReport
 
 
 def parity_test(
@@ -70,5 +72,25 @@ def model_test(check: Callable[[], ModelReport], layers: Iterable[str]) -> Calla
         rest = [f for f in wrong if f.path not in names and f.path.rpartition(".")[0] not in names]
         found = rest if layer == "the rest" else own
         assert not found, "\n".join(map(str, found))
+
+    return test
+
+
+def training_test(check: Callable[[], TrainingReport]) -> Callable[[str], None]:
+    """
+    Make a test function with the quantities of a training as its parameters.
+
+    Parameters
+    ----------
+    check : makes the report, once
+    """
+    import pytest  # which only those who test need
+
+    report = cache(check)
+
+    @pytest.mark.parametrize("quantity", ORDER, ids=[name.replace(" ", "-") for name in ORDER])
+    def test(quantity: str) -> None:
+        wrong = [f for f in report().findings if f.kind == "semantic" and f.quantity == quantity]
+        assert not wrong, "\n".join(map(str, wrong))
 
     return test

@@ -30,6 +30,9 @@ NO_TOLERANCES = {
     ("p3/parity/models/case.py", "MOVES = (2.0**-18,"): "by how much numbers are moved, to see what is smooth",
     ("torchp3/confusions.py", "MOMENTA = (0.001,"): "momenta that libraries have",
     ("torchp3/conventions.py", "EPSILONS = (1e-3,"): "the constants that porters add before they divide",
+    ("torchp3/rules.py", "EPSILONS = (1e-3,"): "the epsilons that optimizers have",
+    ("torchp3/rules.py", "DECAYS = (0.0,"): "the weight decays that optimizers have",
+    ("torchp3/rules.py", "factor = (limit / (norm_of(gradients) + 1e-6))"): "what clip_grad_norm_ adds to the norm",
     ("p3/fitting/explanation.py", "H = 2.0**-21"): "the step of central differences",
 }
 

@@ -54,6 +54,7 @@ def check_model(
         layers,
         case.match,
         tuple(notes(case)),
+        case.mixed,
     )
 
 

@@ -68,6 +68,7 @@ class ModelReport:
     layers : the layers that are compared, in the order in which the reference runs them
     match : which parameters belong together, to be saved and given again
     notes : what else a reader should know, in words
+    mixed : the half precision that the reference computes in when it is given float32; empty where it does not
     """
 
     reference: str
@@ -79,6 +80,7 @@ class ModelReport:
     layers: tuple[LayerRow, ...]
     match: Match
     notes: tuple[str, ...]
+    mixed: str = ""
 
     @property
     def ok(self) -> bool:

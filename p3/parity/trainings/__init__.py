@@ -1,0 +1,1 @@
+"""`check_training`: whether two trainings do the same, and the first step and quantity that differs."""
