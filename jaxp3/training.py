@@ -20,7 +20,7 @@ from p3.errors import InputError
 from p3.parity.function import at_precision
 from p3.parity.models.module import Module
 from p3.parity.trainings import training
-from p3.parity.trainings.training import COUNT, PARAMETER, ROLES, STATE, Arrays, Forward, Rule, State, Update
+from p3.parity.trainings.training import COUNT, PARAMETER, ROLES, STATE, Arrays, Forward, State, Update
 from p3.parity.tree import Structure, take_apart
 
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator", "random_seed")  # operations that draw random numbers
@@ -259,7 +259,7 @@ class Run(training.Run):
             self.states = dict(self.states)
             return Forward(to_array(loss), numpy_of(gradients), numpy_of(self.states))
 
-    def update(self, gradients: Arrays, clipped: Arrays | None = None, rules: Sequence[Rule] = ()) -> Update:
+    def update(self, gradients: Arrays, clipped: Arrays | None = None, rules: Sequence[training.Rule] = ()) -> Update:
         """Update the parameters."""
         with self.wide():
             given = self.whole(gradients)

@@ -42,12 +42,16 @@ def render(title: str, body: str, **values: object) -> str:
     return template.render(title=title, style=STYLE, **values)
 
 
-def as_svg(figure: Figure) -> str:
-    """The picture as SVG for a page; the same figure always gives the same text."""
+def as_svg(figure: Figure, name: str = "part") -> str:
+    """
+    The picture as SVG for a page; the same figure always gives the same text.
+
+    The name begins those of the picture's parts. Of several pictures on a page, each needs another one.
+    """
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     _, begin, rest = text.getvalue().partition("<svg")
     random = dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', rest))  # Matplotlib's names of markers and paths
-    for number, name in enumerate(random):
-        rest = rest.replace(name, f"part{number}")
+    for number, old in enumerate(random):
+        rest = rest.replace(old, f"{name}{number}-")
     return begin + rest

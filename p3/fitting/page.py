@@ -52,9 +52,9 @@ def write_comparison(comparison: Comparison, directory: Path) -> Path:
         BODY,
         comparison=comparison,
         sides=sides,
-        fit=as_svg(plot_comparison(comparison)),
-        traces=as_svg(plot_traces(comparison)) if comparison.is_traced else "",
-        rounding=as_svg(plot_rounding(comparison)) if comparison.is_traced else "",
+        fit=as_svg(plot_comparison(comparison), "fit"),
+        traces=as_svg(plot_traces(comparison), "traces") if comparison.is_traced else "",
+        rounding=as_svg(plot_rounding(comparison), "rounding") if comparison.is_traced else "",
         specification=comparison.a.spec.to_toml_text(),
     )
     path = directory / "comparison.html"

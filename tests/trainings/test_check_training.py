@@ -47,6 +47,13 @@ def test_an_accepted_rule_hides_nothing_behind_it():
     assert report.accepted[0].startswith("Accepted: clip_grad_norm_ 1e-6")
 
 
+def test_two_causes_in_the_optimizer_are_told_apart():
+    optimizer = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2, eps=1e-6))
+    report = checked(*mlp(clipped(optimizer), clip=0.1))
+    rules = [finding.rule for finding in report.findings if finding.kind == "semantic"]
+    assert rules == ["clip_grad_norm_ 1e-6", "eps=1e-06"]
+
+
 def test_a_bound_is_accepted_up_to_it():
     both = mlp(clipped(optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2))), clip=0.1)
     report = checked(*both, accept=[("clipped gradient", 1e-3)])

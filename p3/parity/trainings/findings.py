@@ -18,6 +18,7 @@ from p3.parity.trainings.case import FORWARD, ORDER, Key, Steps, Taken, Training
 from p3.parity.trainings.training import PARAMETER, STATE, Rule, State, Update
 from p3.tolerance import EXPLAINED, FEW, LEARNING_RATE, ONE_CONSTANT, SAME_RATE, SMOOTH_DIFFERENCE
 
+CLIPPED = "clipped gradient"
 MOST_LOOKS = 8  # at how many steps the loss is looked at layer by layer, where single precision explains what differs
 CONFIRMING = 4  # at how many steps more a rule has to explain what differs
 
@@ -94,7 +95,7 @@ class Findings:
     case : the two trainings
     accepted : differences that the user accepts
     found : causes from before the first step, and those of the loss
-    optimizer, forward : what differs in these stages
+    forward, clipping, optimizer : what differs in these stages
     excused : the differences that were looked at and are rounding or single precision, with their size in epsilons
     single : the quantities in which something is computed in single precision
     looks : at how many steps the loss was looked at
@@ -104,8 +105,9 @@ class Findings:
     case: TrainingCase
     accepted: "Accepted"
     found: list[Finding] = field(default_factory=list)
-    optimizer: Differing = field(default_factory=Differing)
     forward: Differing = field(default_factory=Differing)
+    clipping: Differing = field(default_factory=Differing)
+    optimizer: Differing = field(default_factory=Differing)
     excused: dict[Key, float] = field(default_factory=dict)
     single: dict[Key, Mismatch] = field(default_factory=dict)
     rounding: dict[Key, Mismatch] = field(default_factory=dict)
@@ -132,11 +134,15 @@ class Findings:
             elif mismatch is not None and mismatch.kind == "rounding":
                 self.rounding.setdefault(key, mismatch)
         first_half = {key: m for key, m in differing.items() if key.quantity in FORWARD}
-        second_half = {key: m for key, m in differing.items() if key.quantity not in FORWARD}
+        # The optimizer continues with the reference's clipped gradients, so that clipping is a stage of its own.
+        clipping = {key: m for key, m in differing.items() if key.quantity == CLIPPED}
+        second_half = {key: m for key, m in differing.items() if key.quantity not in (*FORWARD, CLIPPED)}
         if first_half:
             self.see_forward(step, batch, steps, first_half, arrays)
-        if second_half:
-            self.see_update(step, steps, second_half, arrays)
+        if clipping:
+            self.see_update(self.clipping, step, steps, clipping, arrays)
+        if second_half := without_idle_rates(second_half):
+            self.see_update(self.optimizer, step, steps, second_half, arrays)
         return {key: {name: found.largest for name, found in each.items()} for key, each in measures.items()}
 
     def is_excused(self, key: Key, mismatch: Mismatch) -> bool:
@@ -245,16 +251,13 @@ class Findings:
 
     def see_update(
         self,
+        stage: Differing,
         step: int,
         steps: Steps,
         differing: Mapping[Key, Mismatch],
         arrays: Mapping[Key, Mapping[str, Pair]],
     ) -> None:
-        """Look at what differs in the optimizer, and try the rules on it."""
-        stage = self.optimizer
-        differing = without_idle_rates(differing)
-        if not differing:
-            return
+        """Look at what differs in clipping or in the optimizer, and try the rules on it."""
         if stage.cause is None:
             self.begin(stage, step, differing, arrays)
             cause = stage.cause
@@ -264,7 +267,8 @@ class Findings:
             if not stage.candidates and are_single(differing):
                 self.single |= {key: differing[key] for key in differing}
                 self.excused |= {key: m.epsilons for key, m in differing.items()}
-                self.optimizer = Differing()
+                stage.cause = None
+                stage.keys.clear()
             return
         stage.keys |= dict.fromkeys(differing)
         if len(stage.candidates) > 1 and stage.confirmed < CONFIRMING:
@@ -333,15 +337,15 @@ class Findings:
         """The causes in the order in which they show; then what is no failure."""
         stage = self.forward
         found = [followed(f, stage) if f == stage.cause else f for f in self.found]
-        stage = self.optimizer
-        if stage.cause is not None:
+        for stage in (self.clipping, self.optimizer):
+            if stage.cause is None:
+                continue
             cause = followed(stage.cause, stage)
             if stage.candidates:
                 rule = stage.candidates[0]
                 cause = replace(cause, explanation=f"the two agree if in PyTorch {rule.text}", rule=rule.name)
             elif cause.quantity == "learning rate":
-                text = schedules(*self.rates)
-                cause = replace(cause, explanation=text or cause.explanation)
+                cause = replace(cause, explanation=schedules(*self.rates) or cause.explanation)
             found.append(cause)
         if self.single:
             (key, mismatch), *others = self.single.items()

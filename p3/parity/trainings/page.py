@@ -45,7 +45,9 @@ the reference in float32 from the reference in float64.</p>
 def page_of(report: TrainingReport) -> str:
     """The page."""
     pictures = {"losses": plot_losses(report), "apart": plot_apart(report), "drift": plot_drift(report)}
-    return render(report.title, BODY, report=report, **{name: as_svg(figure) for name, figure in pictures.items()})
+    return render(
+        report.title, BODY, report=report, **{name: as_svg(figure, name) for name, figure in pictures.items()}
+    )
 
 
 def axes_of(title: str) -> tuple[Figure, Axes]:
