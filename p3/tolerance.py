@@ -399,6 +399,13 @@ SAME_RATE = Threshold(
     "more at most steps",
 )
 
+SINGLE_UPDATE = Tolerance(
+    4,
+    "the parameter and the largest update, in float32's epsilons",
+    "an optimizer that computes constants such as 1 − β2ᵗ in float32 has about 500 epsilons of rounding in its first "
+    "update, which is a hundredth of the parameters or less; no mistake that p3 knows explains what is excused so",
+)
+
 ENVELOPE = Threshold(
     64,
     "the largest distance so far of the reference's float32 and float64 parameters, or PARITY",

@@ -209,6 +209,18 @@ def counted(by: int) -> Callable[[Before], Tensor | None]:
     return finish
 
 
+def with_single_constants(step: Before) -> Tensor | None:
+    """The correction of the bias with numbers that are an epsilon of float32 less, as computing in float32 may give."""
+    found = moments(step)
+    if found is None:
+        return None
+    first, second, first_bias, second_bias = found
+    epsilon = torch.finfo(torch.float32).eps
+    m, v = first / (first_bias - epsilon), second / (second_bias - epsilon)
+    after: Tensor = kept(step) - step.number("lr") * m / (v.sqrt() + step.number("eps"))
+    return after
+
+
 def largest_corrected(step: Before) -> Tensor | None:
     """AMSGrad's maximum of second moments after their bias is corrected, as optax has it."""
     if "max_exp_avg_sq" not in step.new:
@@ -340,6 +352,8 @@ def rules() -> Iterator[Rule]:
     yield Rule("no bias correction of the second moment", text, update, finish=uncorrected(False, True))
     text = "the bias of the first moment is not corrected"
     yield Rule("no bias correction of the first moment", text, update, finish=uncorrected(True, False))
+    text = "the bias of the moments is corrected by numbers in single precision"
+    yield Rule("constants in single precision", text, update, True, finish=with_single_constants)
     for by in (1, -1):
         text = f"steps are counted from {1 + by} and not from 1 in the correction of the bias"
         yield Rule(f"count {'+' if by > 0 else '-'}1", text, update, finish=counted(by))

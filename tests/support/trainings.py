@@ -347,6 +347,19 @@ def jax_one_cycle(count: Any) -> Any:
     return jnp.where(count <= up, first, rest)
 
 
+def adam_with_single_constants() -> optax.GradientTransformation:
+    """Adam whose bias is corrected by numbers that are computed in float32."""
+    inner = optax.scale_by_adam()
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        _, after = inner.update(updates, state, params)
+        count = after.count.astype(jnp.float32)
+        first, second = (1 - jnp.float32(beta) ** count for beta in (0.9, 0.999))
+        return jax.tree.map(lambda m, v: m / first / (jnp.sqrt(v / second) + 1e-8), after.mu, after.nu), after
+
+    return optax.chain(optax.GradientTransformation(inner.init, update), optax.scale(-1e-2))
+
+
 RIGHT: dict[str, tuple[Callable[[], Any], Callable[[int], Any]]] = {
     "sgd with momentum": (lambda: mlp(sgd()), regression),
     "adam and a cosine": (
@@ -354,6 +367,7 @@ RIGHT: dict[str, tuple[Callable[[], Any], Callable[[int], Any]]] = {
         regression,
     ),
     "adam and one cycle": (lambda: mlp(adam(jax_one_cycle), one_cycle), regression),
+    "constants in single precision": (lambda: mlp(clipped(adam_with_single_constants())), regression),
     "adamw with groups": (adamw_by_groups, regression),
     "adagrad": (lambda: mlp((lambda x: torch.optim.Adagrad(x, 0.1), adagrad())), regression),
     "lion": (lambda: mlp((lambda x: Lion(x, 1e-3), optax.lion(1e-3, weight_decay=0.0))), regression),

@@ -292,7 +292,8 @@ class Power:
         self.shown: dict[str, Rule] = {}
         self.met: dict[str, Rule] = {}
         torch = case.reference if case.reference.training.is_torch else case.port
-        self.rules = [rule for rule in torch.training.rules() if rule.name not in {r.name for r in case.rules}]
+        accepted = {rule.name for rule in case.rules}
+        self.rules = [r for r in torch.training.rules() if r.name not in accepted and not r.is_rounding]
 
     def see(self, step: int, steps: Steps) -> None:
         """Take the step by each rule that has not been shown yet."""

@@ -16,7 +16,7 @@ from p3.parity.models.links import Match
 from p3.parity.models.report import ModelReport
 from p3.parity.trainings.case import FORWARD, ORDER, Key, Steps, Taken, TrainingCase
 from p3.parity.trainings.training import PARAMETER, STATE, Rule, State, Update
-from p3.tolerance import EXPLAINED, FEW, LEARNING_RATE, ONE_CONSTANT, SAME_RATE, SMOOTH_DIFFERENCE
+from p3.tolerance import EXPLAINED, FEW, LEARNING_RATE, SAME_RATE, SINGLE_UPDATE, SMOOTH_DIFFERENCE
 
 CLIPPED = "clipped gradient"
 MOST_LOOKS = 8  # at how many steps the loss is looked at layer by layer, where single precision explains what differs
@@ -98,6 +98,7 @@ class Findings:
     forward, clipping, optimizer : what differs in these stages
     excused : the differences that were looked at and are rounding or single precision, with their size in epsilons
     single : the quantities in which something is computed in single precision
+    has_single_constants : whether the optimizer computes constants in single precision
     looks : at how many steps the loss was looked at
     rates : the learning rates of both sides, a step after the other
     """
@@ -111,6 +112,7 @@ class Findings:
     excused: dict[Key, float] = field(default_factory=dict)
     single: dict[Key, Mismatch] = field(default_factory=dict)
     rounding: dict[Key, Mismatch] = field(default_factory=dict)
+    has_single_constants: bool = False
     looks: int = 0
     rates: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
 
@@ -259,14 +261,21 @@ class Findings:
     ) -> None:
         """Look at what differs in clipping or in the optimizer, and try the rules on it."""
         if stage.cause is None:
+            if self.has_single_constants and self.are_of_constants(step, steps, differing):
+                return
             self.begin(stage, step, differing, arrays)
             cause = stage.cause
             assert cause is not None
             group = [key for key in differing if key.quantity == cause.quantity]
             stage.candidates = self.explaining(self.case_rules(), step, steps, group)
-            if not stage.candidates and are_single(differing):
-                self.single |= {key: differing[key] for key in differing}
+            if stage.candidates:
+                return
+            # What constants explain is looked at in each step, since the first steps explain the most.
+            self.has_single_constants = self.are_of_constants(step, steps, differing)
+            if not self.has_single_constants and are_single(differing):
                 self.excused |= {key: m.epsilons for key, m in differing.items()}
+            if self.has_single_constants or are_single(differing):
+                self.single |= {key: m for key, m in differing.items() if key not in self.single}
                 stage.cause = None
                 stage.keys.clear()
             return
@@ -283,11 +292,27 @@ class Findings:
         exact = [rule for rule, left in found.items() if left == 0]
         return exact or [rule for rule, left in found.items() if left <= EXPLAINED.value]
 
-    def case_rules(self) -> list[Rule]:
+    def case_rules(self, are_rounding: bool = False) -> list[Rule]:
         """The rules that are not in force already."""
         torch = self.case.reference if self.case.reference.training.is_torch else self.case.port
         names = {rule.name for rule in self.case.rules}
-        return [rule for rule in torch.training.rules() if rule.name not in names]
+        return [r for r in torch.training.rules() if r.name not in names and r.is_rounding == are_rounding]
+
+    def are_of_constants(self, step: int, steps: Steps, differing: Mapping[Key, Mismatch]) -> bool:
+        """Whether updates differ by no more than constants of the optimizer in single precision make them differ."""
+        if any(key.quantity != "update" for key in differing):
+            return False
+        ours, theirs = steps["float64"]
+        before = dict(self.case.compare_update(ours, theirs, step, "float64"))
+        for rule in self.case_rules(are_rounding=True):
+            changed = by_rule(self.case, ours, theirs, rule)
+            if changed is None:
+                continue
+            after = dict(self.case.compare_update(*changed, step, "float64"))
+            moves = {key: greatest(difference(after[key]) - difference(before[key])) for key in differing}
+            if all(greatest(difference(before[key])) <= SINGLE_UPDATE.epsilons * move for key, move in moves.items()):
+                return True
+        return False
 
     def left(self, rule: Rule, step: int, steps: Steps, group: Sequence[Key]) -> float:
         """
@@ -424,14 +449,14 @@ def without_idle_rates(differing: Mapping[Key, Mismatch]) -> dict[Key, Mismatch]
 
 def are_single(differing: Mapping[Key, Mismatch]) -> bool:
     """
-    Whether differences are as small as one constant, or a learning rate, in single precision makes them.
+    Whether differences are as small as an optimizer's constants in single precision make them.
 
     A learning rate that is computed in float32 is one of its numbers.
     """
     rates = [mismatch for key, mismatch in differing.items() if key.quantity == "learning rate"]
     if any(m.precision == "float64" and float(np.float32(m.got.real)) != m.got for m in rates):
         return False
-    limit = (LEARNING_RATE if rates else ONE_CONSTANT).epsilons
+    limit = (LEARNING_RATE if rates else SINGLE_UPDATE).epsilons
     return all(m.epsilons * epsilon(m.precision) / epsilon("float32") <= limit for m in differing.values())
 
 

@@ -81,11 +81,13 @@ class Rule:
     name : as a user accepts it
     text : how, as a condition: "weight decay is added to the gradient (L2)"
     quantity : what it changes first: "clipped gradient", "learning rate", "optimizer state" or "update"
+    is_rounding : whether it is no mistake, but changes a step as much as computing constants in single precision may
     """
 
     name: str
     text: str
     quantity: str
+    is_rounding: bool = False
 
 
 class Run(ABC):
