@@ -219,7 +219,7 @@ class Run(training.Run):
 
     def check(self, batch: Any) -> None:
         """
-        The loss can be computed, is a scalar, and draws no random numbers.
+        Check that the loss can be computed, is a scalar, and draws no random numbers.
 
         Raises
         ------
@@ -245,6 +245,14 @@ class Run(training.Run):
                 what = f"an array of shape {loss.shape}" if hasattr(loss, "shape") else type(loss).__name__
                 raise InputError(f"the loss in JAX is {what}; return a scalar, as jnp.mean gives")
             jaxpr = jax.make_jaxpr(self.computed, static_argnums=3)(self.parameters, self.states, arrays, structure)
+            try:
+                jax.eval_shape(self.updated, self.parameters, self.optimizer_state, self.parameters, None)
+            except Exception as error:  # of whatever kind the optimizer raises
+                line = " ".join(str(error).split())[:400]
+                raise InputError(
+                    f"optimizer.update raises {type(error).__name__} with gradients of the parameters: {line}; give a "
+                    "transformation that takes them"
+                ) from error
         if draws(jaxpr.jaxpr):
             raise InputError(
                 "the loss in JAX draws random numbers, which the frameworks draw differently; set dropout's rate to 0 "
@@ -281,7 +289,7 @@ class Run(training.Run):
             for path, x in self.parameters.items()
         }
 
-    def step(self, batch: Any) -> np.ndarray:
+    def step(self, batch: Any, rules: Sequence[training.Rule] = ()) -> np.ndarray:
         """One step; its loss."""
         arrays, structure = self.arrays(batch)
         with self.wide():

@@ -26,6 +26,18 @@ STYLE = """
  }
 """
 
+# Colours that also differ in grey, and for the colour-blind (Okabe and Ito).
+COLOURS = {"float64": "#0072B2", "float32": "#D55E00"}
+
+# The verdict and the causes of a report, at the beginning of its page.
+CAUSES = """
+<p class="{{ 'passed' if report.ok else 'failed' }}">{{ report.summary }}</p>
+{% for finding in report.findings if finding.kind == "semantic" -%}
+<p>{{ "First cause" if loop.first else "Also" }}: {{ finding }}</p>
+{% endfor %}
+{% for finding in report.findings if finding.kind != "semantic" %}<p>No failure: {{ finding }}</p>{% endfor %}
+"""
+
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">

@@ -401,16 +401,16 @@ SAME_RATE = Threshold(
 
 SINGLE_UPDATE = Tolerance(
     4,
-    "the parameter and the largest update, in float32's epsilons",
-    "an optimizer that computes constants such as 1 − β2ᵗ in float32 has about 500 epsilons of rounding in its first "
-    "update, which is a hundredth of the parameters or less; no mistake that p3 knows explains what is excused so",
+    "the parameter and the largest update, in float32's epsilons; or the change of an update when the constants of the "
+    "optimizer change by an epsilon of float32",
+    "constants such as 1 − β2ᵗ have a few roundings in float32, by other algorithms for the power in each framework",
 )
 
 ENVELOPE = Threshold(
     64,
     "the largest distance so far of the reference's float32 and float64 parameters, or PARITY",
-    "both are what rounding makes of one training; where it grows from step to step, two roundings that are alike in "
-    "size come apart at different steps, so that one is many times the other for a while",
+    "the distance shows what rounding does to one training; where rounding errors grow from step to step, those of the "
+    "port may begin to grow some steps earlier, and are then many times larger for a while",
 )
 
 CENTRAL_DIFFERENCE = Threshold(

@@ -179,7 +179,7 @@ class Run(training.Run):
 
     def check(self, batch: Any) -> None:
         """
-        The loss can be computed, is a scalar, and draws no random numbers.
+        Check that the loss can be computed, is a scalar, and draws no random numbers.
 
         Raises
         ------
@@ -321,13 +321,15 @@ class Run(training.Run):
         state: Mapping[str, Any] = self.optimizer.state.get(x, {})
         return {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)}
 
-    def step(self, batch: Any) -> np.ndarray:
+    def step(self, batch: Any, rules: Sequence[training.Rule] = ()) -> np.ndarray:
         """One step; its loss."""
         self.back(batch)
         loss = to_array(self.loss).copy()
+        own = [rule for rule in rules if isinstance(rule, Rule)]
         if self.takes():
-            self.clip(())
-            self.advance(())
+            self.sum(own)
+            self.clip(own)
+            self.advance(own)
         return loss
 
     def remember(self) -> Any:
@@ -396,8 +398,8 @@ def track(optimizer: torch.optim.Optimizer) -> None:
     step = optimizer.step
 
     def tracked(*args: Any, **kwargs: Any) -> Any:
-        optimizer._opt_called = True  # type: ignore[attr-defined]
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # which schedulers look at, and no class declares
         return step(*args, **kwargs)
 
-    tracked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = tracked  # type: ignore[method-assign]
+    tracked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # the same
+    optimizer.step = tracked  # type: ignore[method-assign]  # as schedulers do themselves

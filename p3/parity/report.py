@@ -1,6 +1,7 @@
 """The report of a check: a table, JSON, and a page."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,8 +34,47 @@ LONGEST = 160  # characters of a refusal
 ORDER = ("semantic", "not reproduced", "edge", "single precision", "rounding")
 
 
+class Report(ABC):
+    """What a check of operators, models or trainings found, in the forms that all have."""
+
+    @property
+    @abstractmethod
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+
+    @property
+    @abstractmethod
+    def differences(self) -> tuple[Difference, ...]:
+        """What differs, the gravest first."""
+
+    @property
+    def first(self) -> Difference | None:
+        """The first difference; None where there is none."""
+        return next(iter(self.differences), None)
+
+    @abstractmethod
+    def to_html(self) -> str:
+        """A page of its own."""
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def assert_ok(self) -> None:
+        """Raise an AssertionError that says what is wrong, if anything is."""
+        if not self.ok:
+            raise AssertionError(str(self))
+
+    def __str__(self) -> str:
+        """The report, as plain text."""
+        return as_text(self.__rich__())
+
+    @abstractmethod
+    def __rich__(self) -> Group:
+        """The report, for a terminal."""
+
+
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(Report):
     """
     What every check came to.
 
@@ -84,28 +124,15 @@ class ParityReport:
         ]
         return tuple(sorted(found, key=lambda difference: ORDER.index(difference.kind)))
 
-    @property
-    def first(self) -> Difference | None:
-        """The first difference; None where there is none."""
-        return next(iter(self.differences), None)
-
     def to_html(self) -> str:
         """A page of its own, with a picture of the differences."""
         from p3.parity.page import page_of  # matplotlib and Jinja, which only a page needs
 
         return page_of(self)
 
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
     def __getitem__(self, name: str) -> CheckResult:
         """The result of a check by its name."""
         return {check.name: check for check in self.checks}[name]
-
-    def assert_ok(self) -> None:
-        """Raise an AssertionError that says what is wrong, if anything is."""
-        if not self.ok:
-            raise AssertionError(str(self))
 
     def __str__(self) -> str:
         """The table, as plain text."""

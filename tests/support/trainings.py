@@ -105,7 +105,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # PyTorch's returns a closure's loss
         """One step."""
         for group in self.param_groups:
             one, two = group["betas"]

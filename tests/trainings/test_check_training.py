@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import torch
 import jaxp3
 import p3
 import torchp3
-from tests.support.commands import run
+from tests.support.commands import call, run
 from tests.support.trainings import (
     adam,
     clipped,
@@ -178,6 +180,10 @@ BAD = {
         lambda: jaxp3.Training(tree_of(MODEL), jax_loss, "adam"),
         "optimizer= is str; give an optax transformation",
     ),
+    "an optimizer that raises": (
+        lambda: checked(sides()[0], jaxp3.Training(tree_of(MODEL), jax_loss, optax.masked(optax.sgd(0.1), [True]))),
+        "optimizer.init raises ValueError with the parameters|optimizer.update raises",
+    ),
     "parameters of another model": (
         lambda: torchp3.Training(net(), torch_loss, OPTIMIZER),
         "optimizer= has parameters that the model does not have",
@@ -232,6 +238,15 @@ def test_the_command(tmp_path, monkeypatch):
     same = run("p3", "check-training", "mine.py:torch_side", "mine.py:torch_side", "--batches", "mine.py:batches")
     assert same.returncode == 2
     assert "give one of PyTorch and one of JAX" in same.stderr
+
+
+def test_the_documents_show_what_comes_out():
+    page = (Path(__file__).parents[2] / "docs" / "training_runs.md").read_text(encoding="utf-8")
+    command = re.search(r"^p3 (check-training .*)$", page, re.MULTILINE)
+    shown = re.search(r"```\n(The trainings differ.*?)```", page, re.DOTALL)
+    finished = call("p3", *command[1].split(), cwd=Path(__file__).parents[2])
+    assert finished.returncode == 1
+    assert " ".join(shown[1].split()) in " ".join(finished.stdout.split())
 
 
 def test_numbers_are_as_they_were():

@@ -21,7 +21,7 @@ def test_right_trainings_have_no_difference(name):
     torch, jax = make()
     report = p3.check_training(torch=torch, jax=jax, batches=batches(STEPS), steps=STEPS)
     assert report.ok, str(report)
-    assert "more than rounding does" not in report.free, report.free
+    assert "Rounding does not explain" not in report.free, report.free
 
 
 @pytest.mark.parametrize("name", marked(FAULTS, lambda name: name in LONG))

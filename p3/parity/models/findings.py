@@ -1,7 +1,7 @@
 """What is wrong with a port of a model: each cause once, with its place."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -81,6 +81,15 @@ def figure(mismatch: Mismatch) -> str:
 def some(paths: tuple[str, ...]) -> str:
     """Paths in a row; of more than four, how many and the first and the last."""
     return ", ".join(paths) if len(paths) <= 4 else f"{len(paths)} more, from {paths[0]} to {paths[-1]}"
+
+
+def are_alike(differences: Sequence[np.ndarray]) -> bool:
+    """Whether a difference stays the same when the numbers that it is computed from move a little."""
+    d = np.array([np.where(np.isfinite(x), x, 0) for x in differences])
+    squares = (np.abs(d) ** 2).sum(0)
+    products = (np.abs(d.sum(0)) ** 2 - squares) / (len(d) - 1)
+    moving = squares > 0
+    return bool(moving.any() and (products[moving] / squares[moving]).mean() > SMOOTH_DIFFERENCE.value)
 
 
 class Findings:
@@ -296,11 +305,7 @@ class Findings:
             got, expected = each.arrays.get(spot, {}).get("float64", (np.zeros(()), np.zeros(())))
             differences.append(wide(got) - wide(expected))
         shape = differences[0].shape
-        d = np.array([np.where(np.isfinite(x), x, 0) if x.shape == shape else np.zeros(shape) for x in differences])
-        count, squares = len(d), (np.abs(d) ** 2).sum(0)
-        products = (np.abs(d.sum(0)) ** 2 - squares) / (count - 1)
-        moving = squares > 0
-        return bool(moving.any() and (products[moving] / squares[moving]).mean() > SMOOTH_DIFFERENCE.value)
+        return are_alike([x if x.shape == shape else np.zeros(shape) for x in differences])
 
     def half_precision(self, comparison: Comparison, spot: Spot, mismatch: Mismatch) -> Explanation | None:
         """That something is rounded to half precision, where the difference is as large as that and as random."""

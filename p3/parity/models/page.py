@@ -3,20 +3,15 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from p3.html import as_svg, render
+from p3.html import CAUSES, COLOURS, as_svg, render
 from p3.parity.models.report import ModelReport
 from p3.tolerance import PARITY
 
-# Colours that also differ in grey, and for the colour-blind (Okabe and Ito).
-COLOURS = {"float64": "#0072B2", "float32": "#D55E00"}
 HEIGHT = 0.22  # inches a layer
 
-BODY = """
-<p class="{{ 'passed' if report.ok else 'failed' }}">{{ report.summary }}</p>
-{% for finding in report.findings if finding.kind == "semantic" -%}
-<p>{{ "First cause" if loop.first else "Also" }}: {{ finding }}</p>
-{% endfor %}
-{% for finding in report.findings if finding.kind != "semantic" %}<p>No failure: {{ finding }}</p>{% endfor %}
+BODY = (
+    CAUSES
+    + """\
 {% for note in report.notes %}<p>{{ note }}</p>{% endfor %}
 <h2>Layers</h2>
 <p>Each layer of the port has run on what the reference's layer received. The differences are in epsilons of each
@@ -39,6 +34,7 @@ precision.</p>
 <td>{{ "yes" if row.is_equal else "no" }}
 {% endfor %}</table>
 """
+)
 CLASSES = {"differs": "failed", "single precision": "single-precision", "agrees": "passed"}
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from p3.parity.difference import Difference
 from p3.parity.models.findings import Finding
 from p3.parity.models.links import Match
-from p3.parity.report import ORDER, as_text, jsonable, plain
+from p3.parity.report import ORDER, Report, jsonable, plain
 
 MOST_ROWS = 12  # of layers or parameters in a table on a terminal
 COLOURS = {"differs": "bold red", "single precision": "green", "agrees": "green"}
@@ -56,7 +56,7 @@ class LayerRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelReport:
+class ModelReport(Report):
     """
     What a check of a model found.
 
@@ -107,28 +107,11 @@ class ModelReport:
         found = [difference_of(finding) for finding in self.findings]
         return tuple(sorted(found, key=lambda difference: ORDER.index(difference.kind)))
 
-    @property
-    def first(self) -> Difference | None:
-        """The first difference; None where there is none."""
-        return next(iter(self.differences), None)
-
     def to_html(self) -> str:
         """A page of its own, with the layers, a picture of their differences, and the parameters."""
         from p3.parity.models.page import page_of  # matplotlib and Jinja, which only a page needs
 
         return page_of(self)
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-    def assert_ok(self) -> None:
-        """Raise an AssertionError that says what is wrong, if anything is."""
-        if not self.ok:
-            raise AssertionError(str(self))
-
-    def __str__(self) -> str:
-        """The report, as plain text."""
-        return as_text(self.__rich__())
 
     def __rich__(self) -> Group:
         """The verdict and the causes, what else there is to know, and the layers and parameters."""

@@ -127,7 +127,7 @@ class TrainingCase:
         """A step of the port from what the reference held, and with the reference's gradients."""
         run = self.port.runs[precision]
         before = self.pairing.state_to_port(ours.before)
-        # At first each optimizer has the state that it starts with.
+        # In the first step each optimizer keeps the state that it starts with, so that both are compared.
         run.write({role: before[role] for role in (PARAMETER, STATE)} if self.is_start else before)
         forward = run.forward(batch)
         remembered = run.remember() if precision == "float64" else None
@@ -196,7 +196,7 @@ class TrainingCase:
 
 
 def alike(quantity: str, prefix: str, pairs: list[tuple[str, np.ndarray, np.ndarray]]) -> Iterator[tuple[Key, Pair]]:
-    """Arrays that have one size, that of the largest: what is next to nothing beside it may be rounding alone."""
+    """Pairs that are all measured by the size of the largest array, since a gradient of 0 has rounding errors too."""
     size = np.asarray(max((greatest(expected) for *_, expected in pairs), default=0.0))
     for path, got, expected in pairs:
         yield Key(quantity, prefix + path), Pair(got, expected, size)

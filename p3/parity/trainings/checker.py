@@ -1,7 +1,8 @@
 """`check_training`: whether two trainings do the same, and the first step and quantity that differs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from difflib import get_close_matches
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,9 @@ from p3.errors import InputError
 from p3.parity.function import wide
 from p3.parity.mismatch import Mismatch, Pair, explain, judge, resemblance
 from p3.parity.models.checker import Progress, check_model
-from p3.parity.models.equality import compared
+from p3.parity.models.equality import Comparison, compared
 from p3.parity.models.findings import fault_of
-from p3.parity.models.links import Match, Parameter
-from p3.parity.models.report import ModelReport
+from p3.parity.models.links import Link, Match, Parameter
 from p3.parity.trainings.case import ORDER, PRECISIONS, Key, Side, Steps, TrainingCase
 from p3.parity.trainings.findings import Accepted, Finding, Findings, by_rule, fraction, measured
 from p3.parity.trainings.pairing import Pairing
@@ -22,8 +22,8 @@ from p3.parity.trainings.training import COUNT, PARAMETER, STATE, Rule, Training
 from p3.parity.tree import take_apart
 from p3.tolerance import ENVELOPE, PARITY, STEP_DATA
 
-STEPS = 100  # of those that are compared where nobody says how many
-POWER = (0, 1, 2, 3, 9, 29, 99, 299)  # the steps at which it is found out what they could have shown
+STEPS = 100  # how many steps are compared by default
+POWER = (0, 1, 2, 3, 9, 29, 99, 299)  # the steps that are also taken by every rule, to see which would have shown
 
 
 def check_training(
@@ -76,7 +76,7 @@ class Check:
         runs = {name: side.begin("float32") for name, side in (("reference", reference), ("port", port))}
         for run in runs.values():
             run.check(batch)
-        self.report = self.checked_loss(batch, match)
+        self.report = check_model(reference.as_module(), port.as_module(), (batch,), match=match)
         self.pairing = self.paired(self.report.match)
         ours, theirs = (
             Side(side, {"float64": side.begin("float64"), "float32": runs[name]})
@@ -85,10 +85,6 @@ class Check:
         self.case = TrainingCase(ours, theirs, self.pairing, self.report.mixed, self.rules)
         self.free = port.begin("float32")
         self.findings = Findings(self.case, self.accepted)
-
-    def checked_loss(self, batch: Any, match: Mapping[str, Any] | Match | None) -> ModelReport:
-        """The check of the loss as a model, at the parameters before the first step."""
-        return check_model(self.reference.as_module(), self.port.as_module(), (batch,), match=match)
 
     def paired(self, match: Match) -> Pairing:
         """
@@ -120,7 +116,7 @@ class Check:
         """Take all steps."""
         wanted = self.steps or STEPS
         self.findings.found += self.start()
-        self.findings.start(self.report)
+        self.findings.add_model(0, self.report)
         if any(finding.quantity == "parameter" for finding in self.findings.found):
             self.free.write(self.pairing.state_to_port(self.case.state["float32"]))
         worst: dict[str, dict[str, tuple[float, int]]] = {}
@@ -153,7 +149,7 @@ class Check:
             for precision in PRECISIONS:
                 values = [each.get(precision, 0.0) for each in figures.values()]
                 apart[precision].append(max(values, default=0.0))
-            free_loss = float(self.free.step(batch))
+            free_loss = float(self.free.step(batch, self.rules))
             losses[0].append(loss)
             losses[1].append(free_loss)
             drift.append(self.distance())
@@ -164,7 +160,7 @@ class Check:
         if done < wanted and self.steps is not None and not self.notes:
             raise InputError(f"batches= has {done} batches, and steps={self.steps}; give more, or steps={done}")
         trace = Trace(
-            tuple(map(np.array, losses)),  # type: ignore[arg-type]
+            (np.array(losses[0]), np.array(losses[1])),
             {precision: np.array(x) for precision, x in apart.items()},
             np.array(drift),
             np.array(rounding),
@@ -214,21 +210,23 @@ class Check:
             also = tuple(Key("parameter", name) for name, *_ in others)
             yield Finding(0, "parameter", path, "semantic", text, "", mismatch, also)
 
-    def start_mismatch(self, link: Any, arrays: Sequence[Mapping[str, Parameter]]) -> Mismatch | None:
-        """How far the arrays of a link are apart."""
+    def start_pair(self, link: Link, arrays: Sequence[Mapping[str, Parameter]]) -> tuple[np.ndarray, np.ndarray]:
+        """The port's and the reference's array of a link, before the first step."""
         ours = wide(link.to_jax([arrays[0][part.path].array for part in link.torch]))
         theirs = wide(link.jax.of(arrays[1][link.jax.path].array))
-        got, expected = (theirs, ours) if self.reference.is_torch else (ours, theirs)
+        return (theirs, ours) if self.reference.is_torch else (ours, theirs)
+
+    def start_mismatch(self, link: Link, arrays: Sequence[Mapping[str, Parameter]]) -> Mismatch | None:
+        """How far the arrays of a link are apart."""
+        got, expected = self.start_pair(link, arrays)
         size = np.asarray(float(np.abs(expected).max(initial=0.0)))
         return judge({"float32": measured(Pair(got, expected, size), "float32")})
 
-    def start_text(self, found: Any, arrays: Sequence[Mapping[str, Parameter]]) -> str:
+    def start_text(self, found: Comparison, arrays: Sequence[Mapping[str, Parameter]]) -> str:
         """What a parameter looks like that does not start with the reference's numbers."""
         if found.fault != "values":
             return fault_of(found).text
-        ours = wide(found.link.to_jax([arrays[0][part.path].array for part in found.link.torch]))
-        theirs = wide(found.link.jax.of(arrays[1][found.link.jax.path].array))
-        got, expected = (theirs, ours) if self.reference.is_torch else (ours, theirs)
+        got, expected = self.start_pair(found.link, arrays)
         looks = resemblance(got, expected, {})
         if looks.kind not in ("size", "elements"):
             return looks.text
@@ -351,16 +349,17 @@ def free_run(trace: Trace, is_right: bool) -> str:
     beyond = np.flatnonzero(trace.drift > PARITY.epsilons * epsilon)
     last = trace.drift[-1]
     explained = np.maximum.accumulate(trace.rounding)[-1]
-    figures = f"after step {len(trace.drift) - 1} the parameters are {last:.2g} of their norm apart"
+    figures = f"after step {len(trace.drift) - 1} the parameters differ by {last:.2g} of their norm"
     if not len(beyond):
-        return f"From the same start and never set again, {figures}: {last / epsilon:.2g} float32 epsilons."
+        return f"The port was also run by itself from the same start: {figures}, {last / epsilon:.2g} float32 epsilons."
     envelope = ENVELOPE.value * np.maximum(np.maximum.accumulate(trace.rounding), PARITY.epsilons * epsilon)
-    outside = np.flatnonzero(~(trace.drift <= envelope))
-    text = f"From the same start and never set again, the two part at step {int(beyond[0])}, and {figures}"
-    if not len(outside):
-        return f"{text}, as rounding makes them: float32 and float64 of the reference are {explained:.2g} apart."
-    why = "for the cause above" if not is_right else "which is more than rounding does to the reference"
-    return f"{text}, {why} ({explained:.2g} between its float32 and float64)."
+    text = (
+        f"The port was also run by itself from the same start: the two diverge at step {int(beyond[0])}, and {figures}"
+    )
+    reference = f"the reference in float32 differs from itself in float64 by {explained:.2g}"
+    if (trace.drift <= envelope).all():
+        return f"{text}. Rounding explains this: {reference}."
+    return f"{text}. Rounding does not explain this: {reference}." if is_right else f"{text}; {reference}."
 
 
 def pairs_of(batches: Iterable[Any] | Mapping[str, Iterable[Any]], is_torch_first: bool) -> Iterator[tuple[Any, Any]]:
@@ -391,13 +390,13 @@ def together(ours: Iterable[Any], theirs: Iterable[Any]) -> Iterator[tuple[Any, 
     """The batches of both sides, as long as there are any."""
     end = object()
     first, second = iter(ours), iter(theirs)
-    for count in range(10**12):
+    for number in count():
         batch, other = next(first, end), next(second, end)
         if batch is end and other is end:
             return
         if batch is end or other is end:
             side = "reference" if batch is end else "port"
-            raise InputError(f"batches= of the {side} end after {count}, and the other side has more; give as many")
+            raise InputError(f"batches= of the {side} end after {number}, and the other side has more; give as many")
         yield batch, other
 
 
@@ -417,8 +416,6 @@ def accepted(given: Sequence[Any], torch: Training) -> tuple[tuple[Rule, ...], A
     for each in given:
         if isinstance(each, str):
             if each not in known:
-                from difflib import get_close_matches
-
                 near = get_close_matches(each, known, n=3, cutoff=0.3)
                 hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
                 raise InputError(f"accept= has {each!r}, which is no known difference{hint}")

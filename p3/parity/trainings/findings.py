@@ -11,16 +11,16 @@ from p3.parity.function import epsilon, wide
 from p3.parity.mismatch import Measure, Mismatch, Pair, explain, judge, measure
 from p3.parity.models.case import MOVES, STEP, Moves, greatest
 from p3.parity.models.checker import check_model
-from p3.parity.models.findings import figure, some
+from p3.parity.models.findings import are_alike, figure, some
 from p3.parity.models.links import Match
 from p3.parity.models.report import ModelReport
 from p3.parity.trainings.case import FORWARD, ORDER, Key, Steps, Taken, TrainingCase
 from p3.parity.trainings.training import PARAMETER, STATE, Rule, State, Update
-from p3.tolerance import EXPLAINED, FEW, LEARNING_RATE, SAME_RATE, SINGLE_UPDATE, SMOOTH_DIFFERENCE
+from p3.tolerance import EXPLAINED, FEW, LEARNING_RATE, SAME_RATE, SINGLE_UPDATE
 
 CLIPPED = "clipped gradient"
-MOST_LOOKS = 8  # at how many steps the loss is looked at layer by layer, where single precision explains what differs
-CONFIRMING = 4  # at how many steps more a rule has to explain what differs
+MOST_LOOKS = 8  # at how many steps the loss is checked layer by layer, while no cause is found
+CONFIRMING = 4  # at how many later steps the rules that explain a difference are tried again
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Finding:
 @dataclass
 class Differing:
     """
-    What differs in one stage of the steps: up to the gradients, or in the optimizer.
+    What differs in one stage of the steps: the loss and its gradients, clipping, or the optimizer.
 
     Attributes
     ----------
-    cause : the first
+    cause : the first difference
     keys : all that have differed, in order
-    candidates : the rules that explain the first, at all steps until now
-    confirmed : at how many steps
+    candidates : the rules that explain the first difference at every step where they were tried
+    confirmed : at how many steps they were tried again
     """
 
     cause: Finding | None = None
@@ -111,7 +111,6 @@ class Findings:
     optimizer: Differing = field(default_factory=Differing)
     excused: dict[Key, float] = field(default_factory=dict)
     single: dict[Key, Mismatch] = field(default_factory=dict)
-    rounding: dict[Key, Mismatch] = field(default_factory=dict)
     has_single_constants: bool = False
     looks: int = 0
     rates: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
@@ -133,8 +132,6 @@ class Findings:
             mismatch = judge(measures[key])
             if mismatch is not None and mismatch.kind == "semantic" and not self.is_excused(key, mismatch):
                 differing[key] = mismatch
-            elif mismatch is not None and mismatch.kind == "rounding":
-                self.rounding.setdefault(key, mismatch)
         first_half = {key: m for key, m in differing.items() if key.quantity in FORWARD}
         # The optimizer continues with the reference's clipped gradients, so that clipping is a stage of its own.
         clipping = {key: m for key, m in differing.items() if key.quantity == CLIPPED}
@@ -152,10 +149,6 @@ class Findings:
         return key in self.excused and mismatch.epsilons <= FEW.value * self.excused[key]
 
     # the loss and its gradients
-
-    def start(self, report: ModelReport) -> None:
-        """What the check of the loss as a model has found before the first step."""
-        self.add_model(0, report)
 
     def add_model(self, step: int, report: ModelReport) -> bool:
         """The causes of a check of the loss as a model; whether there are any."""
@@ -209,10 +202,10 @@ class Findings:
 
     def conditioned(self, batch: Any, steps: Steps, differing: Mapping[Key, Mismatch]) -> set[Key]:
         """
-        Which differences are none of rounding or single precision.
+        Which differences are neither rounding nor single precision.
 
-        The size of an array's terms is found by moving the parameters a little; and a difference that computing in
-        single precision causes becomes another one then, where that of a fault stays.
+        All is computed again with the parameters moved a little. The change of an array shows the size of the terms
+        that it is a sum of. The difference of a fault stays the same; one of single precision changes.
         """
         case = self.case
         half = "float32" if case.half else "float64"
@@ -239,11 +232,9 @@ class Findings:
             again = measure(pair, inside)
             if not again.beyond:
                 continue
-            differences = [
-                wide(np.asarray(each[key].got)) - wide(np.asarray(each[key].expected)) for each in (still, *moved)
-            ]
+            differences = [difference(each[key]) for each in (still, *moved)]
             in_single = again.epsilons * epsilon(inside) / epsilon("float32")
-            if in_single <= pair.limit("float32") and not is_smooth(differences):
+            if in_single <= pair.limit("float32") and not are_alike(differences):
                 self.single[key] = mismatch
                 continue
             real.add(key)
@@ -270,7 +261,7 @@ class Findings:
             stage.candidates = self.explaining(self.case_rules(), step, steps, group)
             if stage.candidates:
                 return
-            # What constants explain is looked at in each step, since the first steps explain the most.
+            # This is tried at every step, since such constants explain more in the first steps than later.
             self.has_single_constants = self.are_of_constants(step, steps, differing)
             if not self.has_single_constants and are_single(differing):
                 self.excused |= {key: m.epsilons for key, m in differing.items()}
@@ -287,7 +278,7 @@ class Findings:
                 stage.candidates = self.explaining(stage.candidates, step, steps, group) or stage.candidates
 
     def explaining(self, rules: Sequence[Rule], step: int, steps: Steps, group: Sequence[Key]) -> list[Rule]:
-        """The rules by which the sides agree at some keys to rounding; or else nearly, beside single precision."""
+        """The rules by which the sides agree at some keys to rounding; if none, those by which they nearly do."""
         found = {rule: self.left(rule, step, steps, group) for rule in rules}
         exact = [rule for rule, left in found.items() if left == 0]
         return exact or [rule for rule, left in found.items() if left <= EXPLAINED.value]
@@ -299,7 +290,7 @@ class Findings:
         return [r for r in torch.training.rules() if r.name not in names and r.is_rounding == are_rounding]
 
     def are_of_constants(self, step: int, steps: Steps, differing: Mapping[Key, Mismatch]) -> bool:
-        """Whether updates differ by no more than constants of the optimizer in single precision make them differ."""
+        """Whether rounding the constants of an optimizer to single precision explains the differences of updates."""
         if any(key.quantity != "update" for key in differing):
             return False
         ours, theirs = steps["float64"]
@@ -427,20 +418,11 @@ def measured(pair: Pair, precision: str) -> Measure:
     return measure(pair._replace(got=np.asarray(pair.got), expected=np.asarray(pair.expected)), precision)
 
 
-def is_smooth(differences: Sequence[np.ndarray]) -> bool:
-    """Whether a difference stays the same when the numbers that it comes of move a little, as that of a fault does."""
-    d = np.array([np.where(np.isfinite(x), x, 0) for x in differences])
-    squares = (np.abs(d) ** 2).sum(0)
-    products = (np.abs(d.sum(0)) ** 2 - squares) / (len(d) - 1)
-    moving = squares > 0
-    return bool(moving.any() and (products[moving] / squares[moving]).mean() > SMOOTH_DIFFERENCE.value)
-
-
 def without_idle_rates(differing: Mapping[Key, Mismatch]) -> dict[Key, Mismatch]:
     """
-    The differences without those of learning rates that change no update.
+    The differences without those of learning rates where no update differs.
 
-    The learning rate of a transformation is read from its parts, and only what the updates show is sure.
+    The learning rate of an optax transformation is read from its parts, and can be wrong; the updates cannot.
     """
     if any(key.quantity == "update" for key in differing):
         return dict(differing)
@@ -449,9 +431,9 @@ def without_idle_rates(differing: Mapping[Key, Mismatch]) -> dict[Key, Mismatch]
 
 def are_single(differing: Mapping[Key, Mismatch]) -> bool:
     """
-    Whether differences are as small as an optimizer's constants in single precision make them.
+    Whether differences are so small that single precision in the optimizer explains them.
 
-    A learning rate that is computed in float32 is one of its numbers.
+    A learning rate that is computed in float32 is a float32 number, also in a float64 run.
     """
     rates = [mismatch for key, mismatch in differing.items() if key.quantity == "learning rate"]
     if any(m.precision == "float64" and float(np.float32(m.got.real)) != m.got for m in rates):
@@ -494,7 +476,7 @@ def schedules(reference: Sequence[float], port: Sequence[float]) -> str:
 
 
 def fraction(part: float, whole: float) -> float:
-    """The part as a fraction of the whole; of nothing, infinite."""
+    """The part as a fraction of the whole; infinite where the whole is 0 and the part is not."""
     return part / whole if whole else np.inf if part else 0.0
 
 
@@ -505,11 +487,11 @@ class Accepted:
     Attributes
     ----------
     bounds : quantity, path ("" for all) and the largest difference, as a fraction of the array's size
-    used : those that were there
+    used : the largest difference that each has accepted
     """
 
     def __init__(self, bounds: Sequence[tuple[str, str, float]] = ()) -> None:
-        """None has been there."""
+        """No difference has been seen yet."""
         self.bounds = tuple(bounds)
         self.used: dict[tuple[str, str, float], float] = {}
 

@@ -4,19 +4,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from p3.html import as_svg, render
+from p3.html import CAUSES, COLOURS, as_svg, render
 from p3.parity.trainings.report import TrainingReport
 from p3.tolerance import ENVELOPE, PARITY
 
-# Colours that also differ in grey, and for the colour-blind (Okabe and Ito).
-COLOURS = {"float64": "#0072B2", "float32": "#D55E00"}
-
-BODY = """
-<p class="{{ 'passed' if report.ok else 'failed' }}">{{ report.summary }}</p>
-{% for finding in report.findings if finding.kind == "semantic" -%}
-<p>{{ "First cause" if loop.first else "Also" }}: {{ finding }}</p>
-{% endfor %}
-{% for finding in report.findings if finding.kind != "semantic" %}<p>No failure: {{ finding }}</p>{% endfor %}
+BODY = (
+    CAUSES
+    + """\
 <p>{{ report.free }}</p>
 {% for note in report.accepted %}<p>{{ note }}</p>{% endfor %}
 {% for note in report.notes %}<p>{{ note }}</p>{% endfor %}
@@ -40,6 +34,7 @@ the reference in float32 from the reference in float64.</p>
 {%- endfor %}<td class="number">{{ row.step }}
 {% endfor %}</table>
 """
+)
 
 
 def page_of(report: TrainingReport) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from p3.parity.models.links import Link, Match, Part
 from p3.parity.trainings.training import COUNT, PARAMETER, STATE, Arrays, State
 
-ADDED = (PARAMETER, STATE)  # the roles whose arrays are added where one array of JAX is a sum of several of PyTorch's
+ADDED = (PARAMETER, STATE)  # the roles that are added where one JAX array is a sum of several PyTorch arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Pairing:
         return " + ".join(map(str, link.torch)) if self.is_torch_first else str(link.jax)
 
     def laid_out(self, role: str, link: Link, torch: Arrays) -> np.ndarray:
-        """PyTorch's arrays of a link as JAX's: their sum, or of gradients and moments the first, as all are equal."""
+        """PyTorch's arrays of a link as the JAX array: their sum; or the first one, of gradients and moments."""
         if role in ADDED or not link.is_sum:
             return link.to_jax([torch[part.path] for part in link.torch])
         return link.laid_out(link.torch[0].of(torch[link.torch[0].path]))
@@ -93,8 +93,3 @@ def put(found: dict[str, np.ndarray], part: Part, piece: np.ndarray, shape: tupl
         return
     array = found.setdefault(part.path, np.zeros(shape, piece.dtype))
     array[part.index(shape)] = piece
-
-
-def scalars(state: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
-    """The numbers of a state that are of no one parameter, by role."""
-    return {role: arrays[""] for role, arrays in state.items() if "" in arrays and role != PARAMETER}

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p3.parity.difference import Difference
-from p3.parity.report import ORDER, as_text, jsonable, plain
+from p3.parity.report import ORDER, Report, jsonable, plain
 from p3.parity.trainings.findings import Finding
 
 MOST_ROWS = 12  # of quantities or parameters in a table on a terminal
@@ -51,7 +51,7 @@ class Trace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainingReport:
+class TrainingReport(Report):
     """
     What a check of a training found.
 
@@ -110,28 +110,11 @@ class TrainingReport:
         found = [difference_of(finding) for finding in self.findings]
         return tuple(sorted(found, key=lambda difference: ORDER.index(difference.kind)))
 
-    @property
-    def first(self) -> Difference | None:
-        """The first difference; None where there is none."""
-        return next(iter(self.differences), None)
-
     def to_html(self) -> str:
         """A page of its own, with pictures of the losses and of the differences step by step."""
         from p3.parity.trainings.page import page_of  # matplotlib and Jinja, which only a page needs
 
         return page_of(self)
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-    def assert_ok(self) -> None:
-        """Raise an AssertionError that says what is wrong, if anything is."""
-        if not self.ok:
-            raise AssertionError(str(self))
-
-    def __str__(self) -> str:
-        """The report, as plain text."""
-        return as_text(self.__rich__())
 
     def __rich__(self) -> Group:
         """The verdict and the causes, the free run, what else there is to know, and the quantities."""

@@ -104,7 +104,7 @@ class Run(ABC):
     @abstractmethod
     def check(self, batch: Any) -> None:
         """
-        The loss can be computed, is a scalar, and draws no random numbers.
+        Check that the loss can be computed, is a scalar, and draws no random numbers; and that the optimizer takes it.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class Run(ABC):
         """
 
     @abstractmethod
-    def step(self, batch: Any) -> np.ndarray:
+    def step(self, batch: Any, rules: Sequence[Rule] = ()) -> np.ndarray:
         """One step; its loss."""
 
     @abstractmethod
